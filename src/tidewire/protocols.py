@@ -221,6 +221,11 @@ class Unit(Protocol):
         """The store's native handle for the user's rows; the first statement begins the unit."""
         ...
 
+    @property
+    def sync_tx(self) -> Any:
+        """The same for ``def`` handlers, which run in a thread: no ``await``. Only after `begin`."""
+        ...
+
     async def begin(self) -> None:
         """Take the unit's turn or connection; nothing if it has begun. From here to its end statements run.
 
@@ -340,8 +345,12 @@ class Attempts(Protocol):
 class HeldKeys(Protocol):
     """Keys whose events wait behind one that failed. Written before the settle, so that a next owner knows."""
 
-    async def load(self, group: str, topics: Sequence[str]) -> Sequence[Held]:
-        """Return every held row of the group on *topics*, in sequence order."""
+    async def keys(self, group: str, topics: Sequence[str]) -> Sequence[tuple[str, str]]:
+        """Return every held (topic, key) of the group on *topics*."""
+        ...
+
+    async def head(self, group: str, topic: str, key: str) -> Held | None:
+        """Return the oldest row of the key (lowest sequence), or None: the key is free."""
         ...
 
     async def put(self, rows: Sequence[Held]) -> Sequence[Held]:
