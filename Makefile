@@ -1,0 +1,43 @@
+# The two commands to know: `make demo` and `make test`. Both set up what they need in .venv first.
+SHELL := /usr/bin/env bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?=
+DEMO ?= --chaos
+TESTS ?=
+STAMPS := .venv/stamps
+INSTALL := PYTHON="$(PYTHON)" scripts/install.sh
+
+.PHONY: help install demo test check format bench clean
+
+help: ## show this list
+	@printf 'make TARGET, where TARGET is one of\n\n'
+	@sed -nE 's/^([a-z]+):[^#]*## (.*)$$/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
+	@printf '\nvariables: PYTHON=/path/to/python3.11  DEMO="--chaos --seconds 30"  TESTS="tests/cli -k run"\n'
+
+install: $(STAMPS)/dev ## make .venv with everything a developer needs; quick when it is there
+
+demo: $(STAMPS)/demo ## the shop: five services, kill -9 in the middle, and books that balance
+	.venv/bin/tidewire demo $(DEMO)
+
+test: $(STAMPS)/test ## every test, with what was skipped counted aloud
+	.venv/bin/python -m pytest $(TESTS)
+
+check: $(STAMPS)/dev ## format, lint, types (mypy and pyright), architecture, tidiness
+	scripts/check.sh
+
+format: $(STAMPS)/dev ## write the sources in the house format
+	.venv/bin/ruff format src tests benchmarks conftest.py
+	.venv/bin/ruff check --fix src tests benchmarks conftest.py
+
+bench: $(STAMPS)/test ## measure beside a native twin; writes build/bench.json
+	mkdir -p build
+	.venv/bin/python -m benchmarks
+
+clean: ## remove .venv, build/ and caches
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(STAMPS)/%: pyproject.toml scripts/install.sh
+	$(INSTALL) $*

@@ -1,0 +1,23 @@
+"""What every test run prints at its end: what was *not* proven, counted, so that a skip is never silent."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print one line per reason for a skip, and their number, before the closing line."""
+    reasons = Counter(_reason(report) for report in terminalreporter.stats.get("skipped", []))
+    if not reasons:
+        terminalreporter.write_line("proven: nothing was skipped")
+        return
+    terminalreporter.section(f"NOT PROVEN: {sum(reasons.values())} tests were skipped", sep="!", red=True, bold=True)
+    for reason, count in sorted(reasons.items()):
+        terminalreporter.write_line(f"{count:5}  {reason}")
+
+
+def _reason(report: pytest.TestReport) -> str:
+    detail = report.longrepr
+    return str(detail[2] if isinstance(detail, tuple) else detail).removeprefix("Skipped: ")
