@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import pytest
+
 from source_tree import ROOT, Module, planted, python_files, sources
 
 FILE_LINES_MAX = 500
@@ -56,6 +57,20 @@ BANNED: dict[str, tuple[str, ...]] = {
     "unsafe": ("pickle.", "marshal.", "shelve.", "eval", "exec", "yaml.load", "os.system", "os.popen"),
     "dynamic import": ("importlib.import_module", "__import__"),
 }
+RULES = (
+    "file length",
+    "function length",
+    "parameters",
+    "positional",
+    "unbounded",
+    "broad except",
+    "typing",
+    "docstring",
+    "test docstring",
+    "empty name",
+    "log",
+    "leftover",
+)
 TYPING_HOLES = frozenset({"typing.Any", "typing.cast"})
 EMPTY_NAMES = re.compile(r"^(Base|Abstract)[A-Z]|(Manager|Utils?|Common|Impl|Helper|Data)$")
 LEFTOVER = re.compile(r"\b(?:FIX" + r"ME|TO" + r"DO)\b")
@@ -320,11 +335,7 @@ def exports(module: Module) -> list[str]:
 # --- the tests ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "rule",
-    ["file length", "function length", "parameters", "positional", "unbounded", "broad except", "typing"]
-    + ["docstring", "test docstring", "empty name", "log", "leftover", *BANNED],
-)
+@pytest.mark.parametrize("rule", [*RULES, *BANNED])
 def test_the_style_is_kept(rule: str) -> None:
     """Each rule of the style that a machine can check holds, but for the listed exceptions."""
     assert [] == [str(found) for found in findings() if found.rule == rule and not excepted(found)]

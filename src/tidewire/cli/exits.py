@@ -1,0 +1,82 @@
+"""How a command ends: its exit code, and errors as people read them."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from typing import NoReturn
+
+from tidewire.errors import (
+    ConfigurationError,
+    StoreRefused,
+    StoreUnavailable,
+    TidewireError,
+    TransportRefused,
+    TransportUnavailable,
+)
+
+__all__ = ["FAILED", "INTERRUPTED", "OK", "UNAVAILABLE", "USAGE", "CommandParser", "did_you_mean", "exit_code", "tell"]
+
+OK = 0
+FAILED = 1
+USAGE = 2
+UNAVAILABLE = 3
+INTERRUPTED = 130
+
+
+def exit_code(error: TidewireError) -> int:
+    """Return the exit code for *error*: who can cure it decides.
+
+    `USAGE` where a person must change something, `UNAVAILABLE` where time may help, `FAILED` for the rest.
+    """
+    if isinstance(error, ConfigurationError | TransportRefused | StoreRefused):
+        return USAGE
+    if isinstance(error, TransportUnavailable | StoreUnavailable):
+        return UNAVAILABLE
+    return FAILED
+
+
+def tell(message: str, *, hint: str = "") -> None:
+    """Write an error for people to stderr: what is wrong, and on its own line the fix."""
+    print(f"error: {message}", file=sys.stderr)
+    if hint:
+        print(f"hint: {hint}", file=sys.stderr)
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """Return a question that names the nearest of *known*, or nothing where none is near."""
+    near = get_close_matches(given, list(known), n=1, cutoff=0.6)
+    return f"did you mean {near[0]!r}?" if near else ""
+
+
+class CommandParser(argparse.ArgumentParser):
+    """An argument parser whose errors read like all others, and which guesses no abbreviations."""
+
+    def __init__(self, prog: str, description: str, *, epilog: str = "") -> None:
+        super().__init__(
+            prog=prog,
+            description=description,
+            epilog=epilog or None,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    def parse_all(self, arguments: Sequence[str]) -> argparse.Namespace:
+        """Parse *arguments*, all of them; an unknown one ends the command with the nearest known one."""
+        found, unknown = self.parse_known_args(arguments)
+        if unknown:
+            tell(f"{self.prog}: unknown argument {unknown[0]!r}", hint=self._hint(unknown[0]))
+            raise SystemExit(USAGE)
+        return found
+
+    def error(self, message: str) -> NoReturn:
+        """End the command: *message*, a hint to the help, exit code 2."""
+        tell(f"{self.prog}: {message}", hint=f"`{self.prog} --help` lists what it takes")
+        raise SystemExit(USAGE)
+
+    def _hint(self, given: str) -> str:
+        known = re.findall(r"--[a-z][a-z-]*", self.format_help())
+        return did_you_mean(given.split("=")[0], known) or f"`{self.prog} --help` lists what it takes"

@@ -1,0 +1,103 @@
+"""``module:service``: find the service a person names, and say what is near when there is none."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import sys
+import traceback
+from pathlib import Path
+from types import ModuleType
+
+from tidewire.cli.exits import did_you_mean
+from tidewire.errors import ConfigurationError, TidewireError
+from tidewire.runtime.service import Service
+
+__all__ = ["find_service"]
+
+
+def find_service(target: str) -> Service:
+    """Import *target*, ``module:service``, with the working directory first on the path, and return the service.
+
+    The name after the colon may be left out where the module has exactly one service.
+
+    Raises:
+        ConfigurationError: no such module, no such name, not a service, or several to choose from; the message
+            says which and what is near. An error that the module raises while it is imported is named with its
+            place, except for tidewire's own, which rise as they are.
+    """
+    module_name, _, attribute = target.partition(":")
+    if not module_name or module_name.startswith("."):
+        raise ConfigurationError(
+            f"{target!r} names no service", hint="name one as module:service, for example shop.billing:billing"
+        )
+    module = _import(module_name.removesuffix(".py").replace("/", "."))
+    services = {name: value for name, value in vars(module).items() if isinstance(value, Service)}
+    if not attribute:
+        return _only(module.__name__, services)
+    if attribute in services:
+        return services[attribute]
+    if not hasattr(module, attribute):
+        raise ConfigurationError(
+            f"module {module.__name__!r} has no {attribute!r}",
+            hint=did_you_mean(attribute, services) or _listing(module.__name__, services),
+        )
+    found = type(getattr(module, attribute)).__name__
+    raise ConfigurationError(
+        f"{module.__name__}:{attribute} is not a Service, it is of type {found}",
+        hint=_listing(module.__name__, services),
+    )
+
+
+def _import(name: str) -> ModuleType:
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        missing = error.name or name
+        if missing == name or name.startswith(f"{missing}."):
+            raise ConfigurationError(f"there is no module {missing!r}", hint=_near_module(missing)) from None
+        raise ConfigurationError(
+            f"module {name!r} imports {missing!r}, which is not there", hint=_place(error)
+        ) from error
+    except TidewireError:
+        raise
+    except Exception as error:
+        raise ConfigurationError(
+            f"module {name!r} cannot be imported: {type(error).__name__}: {error}", hint=_place(error)
+        ) from error
+
+
+def _only(module: str, services: dict[str, Service]) -> Service:
+    distinct = {id(service): service for service in services.values()}
+    if len(distinct) == 1:
+        return next(iter(distinct.values()))
+    problem = "has no service" if not distinct else f"has {len(distinct)} services"
+    raise ConfigurationError(f"module {module!r} {problem}", hint=_listing(module, services))
+
+
+def _listing(module: str, services: dict[str, Service]) -> str:
+    if not services:
+        return f"there is no Service in {module!r}: make one with `name = Service(...)`"
+    return "its services: " + ", ".join(f"{module}:{name}" for name in sorted(services))
+
+
+def _near_module(name: str) -> str:
+    """Return a question that names a module near the missing one, or says where modules are looked for."""
+    parent, _, leaf = name.rpartition(".")
+    folders = list(sys.modules[parent].__path__) if parent in sys.modules else [str(Path.cwd())]
+    near = did_you_mean(leaf, [module.name for module in pkgutil.iter_modules(folders)])
+    if near:
+        return near.replace("'", f"'{parent}.", 1) if parent else near
+    return f"modules are looked for from {Path.cwd()}: start tidewire in the folder that holds your package"
+
+
+def _place(error: Exception) -> str:
+    """Return the line of the user's code that raised, the innermost frame that is not the import machinery's."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if "importlib" not in frame.filename and frame.filename != __file__]
+    if isinstance(error, SyntaxError):
+        return f"the error is in {error.filename}, line {error.lineno}"
+    return f"it was raised in {ours[-1].filename}, line {ours[-1].lineno}" if ours else ""
