@@ -110,7 +110,8 @@ class _Crew:
             started = self._clock.ticks()
             code = await self._run_once(slot)
             if self._stopping.is_set():
-                self.code = self.code or (OK if code == OK else FAILED)
+                # SIGTERM itself as the end: it came before or after the worker listened, so nothing was cut off.
+                self.code = self.code or (OK if code in (OK, -signal.SIGTERM) else FAILED)
                 return
             settled = timedelta(microseconds=(self._clock.ticks() - started) // 1_000) >= _SETTLED
             quick = 1 if settled else quick + 1

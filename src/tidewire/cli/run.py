@@ -1,0 +1,96 @@
+"""``tidewire run module:service``: one service in production, in this process or in several."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Sequence
+
+from tidewire.cli.exits import OK, CommandParser
+from tidewire.cli.logs import set_up_logs
+from tidewire.cli.target import find_service
+from tidewire.cli.workers import Patience, follow_parent, supervise
+from tidewire.config import Settings, settings_from
+from tidewire.errors import ConfigurationError
+
+__all__ = ["main"]
+
+DESCRIPTION = """\
+Run one service until SIGTERM or Ctrl-C, then drain: take in nothing more, let handlers end within the grace period,
+settle, publish what is in the outbox. A second signal stops at once. Neither costs an attempt.
+
+Topics and groups are verified, never changed, unless --provision says that missing ones may be created.
+"""
+EPILOG = """\
+Every option is a setting too: TIDEWIRE_BROKER, TIDEWIRE_STORE, TIDEWIRE_GRACE … in the environment, or broker,
+store, grace … in tidewire.toml or under [tool.tidewire] in pyproject.toml. The command line wins.
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the service that *arguments* name, and return the exit code.
+
+    Raises:
+        ConfigurationError: no such service, or a setting that cannot be.
+        TransportUnavailable, TransportRefused, StoreUnavailable, StoreRefused: it cannot start.
+    """
+    options = _parser().parse_all(arguments)
+    settings = settings_from(
+        broker=options.broker,
+        store=options.store,
+        grace=options.grace,
+        provision=options.provision or None,
+        log="json" if options.json_logs else None,
+    )
+    set_up_logs(as_json=settings.log == "json")
+    service = find_service(options.target)
+    if options.workers > 1:
+        return _with_workers(arguments, options.workers, settings)
+    if options.supervised:
+        follow_parent()
+    # The loop, the runtime and the adapters are loaded once it is clear that there is something to run.
+    from tidewire.cli.serving import serve
+
+    asyncio.run(serve(service, settings))
+    return OK
+
+
+def _with_workers(arguments: Sequence[str], count: int, settings: Settings) -> int:
+    if settings.broker.startswith("memory:"):
+        raise ConfigurationError(
+            "a memory:// broker lives in one process, so several workers would never meet",
+            hint="use --broker sqlite:///.tidewire/broker.db, or one worker",
+        )
+    command = [sys.executable, "-m", "tidewire.cli", "run", *arguments, "--workers=1", "--supervised"]
+    return asyncio.run(supervise(command, count=count, patience=Patience(settings.seconds("grace"))))
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser("tidewire run", DESCRIPTION, epilog=EPILOG)
+    parser.add_argument(
+        "target", metavar="module:service", help="where the service is, for example shop.billing:billing"
+    )
+    parser.add_argument(
+        "--broker", metavar="URL", help="sqlite:///path (the default: sqlite:///.tidewire/broker.db) or memory://"
+    )
+    parser.add_argument(
+        "--store", metavar="URL", help="the service's own database: sqlite:///path; without it there is none"
+    )
+    parser.add_argument(
+        "--workers", metavar="N", type=_count, default=1, help="how many processes share the work (default: 1)"
+    )
+    parser.add_argument(
+        "--grace", metavar="SECONDS", type=float, help="how long a stop lets handlers end (default: 10)"
+    )
+    parser.add_argument("--provision", action="store_true", help="create missing topics and groups")
+    parser.add_argument("--json-logs", action="store_true", help="one JSON object per log line, on stderr")
+    parser.add_argument("--supervised", action="store_true", help=argparse.SUPPRESS)
+    return parser
+
+
+def _count(text: str) -> int:
+    count = int(text)
+    if not 1 <= count <= 256:
+        raise argparse.ArgumentTypeError("from 1 to 256")
+    return count

@@ -1,0 +1,32 @@
+"""The one place where the command line opens a broker and a store and runs a service on them."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+
+from tidewire.config import Settings, open_store, open_transport
+from tidewire.runtime.serve import Options, serve_until_signal
+from tidewire.runtime.service import Service
+
+__all__ = ["serve"]
+
+
+async def serve(service: Service, settings: Settings) -> None:
+    """Open what *settings* name, run *service* until a signal, drain, close.
+
+    Raises:
+        ConfigurationError: a URL or a handler that cannot be, or a topology that is not as it should be.
+        TransportUnavailable, TransportRefused, StoreUnavailable, StoreRefused: it cannot start.
+    """
+    options = Options(
+        lease=settings.seconds("lease"),
+        grace=settings.seconds("grace"),
+        max_hold=settings.seconds("max_hold"),
+        stuck_after=settings.seconds("stuck_after"),
+        provision=settings.provision,
+        lanes=settings.lanes,
+    )
+    async with AsyncExitStack() as stack:
+        transport = await stack.enter_async_context(open_transport(settings.broker))
+        store = await stack.enter_async_context(open_store(settings.store)) if settings.store else None
+        await serve_until_signal(service, transport=transport, store=store, options=options)
