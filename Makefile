@@ -40,4 +40,4 @@ clean: ## remove .venv, build/ and caches
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(STAMPS)/%: pyproject.toml scripts/install.sh
-	$(INSTALL) $*
+	@$(INSTALL) $*

@@ -15,22 +15,29 @@ fail() {
 # A name on PATH may be a shim for something that is not there: run it before believing it.
 new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; }
 
+has_venv() { "$1" -c 'import ensurepip, venv' >/dev/null 2>&1; }
+
+# The first that is new enough and has venv; else the first that is new enough.
 find_python() {
-    local name
+    local name fallback=
     for name in ${PYTHON:-python3 python3.11 python3.12 python3.13 python3.14}; do
         if command -v "$name" >/dev/null 2>&1 && new_enough "$name"; then
-            command -v "$name"
-            return
+            if has_venv "$name"; then
+                command -v "$name"
+                return
+            fi
+            fallback=${fallback:-$name}
         fi
     done
-    fail "no Python 3.11 or newer is on PATH" \
+    [ -n "$fallback" ] && command -v "$fallback" && return
+    fail "no Python 3.11 or newer is on PATH${PYTHON:+ as $PYTHON}" \
         "on Debian 12 or Ubuntu 24.04: apt-get install python3 python3-venv; or name one: make install PYTHON=/path/to/python3.11"
 }
 
 # Debian and Ubuntu ship venv in a package of its own. Root in a container gets it; anybody else is told.
 ensure_venv() {
     local python=$1 package
-    "$python" -c 'import ensurepip, venv' >/dev/null 2>&1 && return
+    has_venv "$python" && return
     package=$("$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
         say "$python has no venv; as root, installing $package"
