@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Sequence
-from typing import TypeAlias, cast
+from typing import TypeAlias
 
 from tidewire.cli.exits import FAILED, INTERRUPTED, OK, USAGE, did_you_mean, exit_code, tell
 from tidewire.errors import TidewireError
@@ -74,7 +74,7 @@ def _dispatch(given: list[str]) -> int:
         hint = did_you_mean(given[0], COMMANDS) or "`tidewire --help` lists the commands"
         tell(f"there is no command {given[0]!r}", hint=hint)
         return USAGE
-    command = cast("Command", importlib.import_module(COMMANDS[given[0]][0]).main)
+    command: Command = importlib.import_module(COMMANDS[given[0]][0]).main
     return command(given[1:])
 
 
