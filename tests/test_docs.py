@@ -12,12 +12,14 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+import msgspec
 import pytest
 
 import tidewire.errors
 from doc_pages import Block, Page, page, pages
 from source_tree import ROOT, python_files, sources
 from tidewire.cli.main import COMMANDS
+from tidewire.config import Settings
 from tidewire.model import Reason
 
 # Runs the Python blocks of a page in a project folder: a block that names a file is written there and imported,
@@ -122,6 +124,17 @@ def log_names() -> set[str]:
     }
 
 
+def fact_kinds() -> set[str]:
+    """Return every kind of fact that the runtime records: first argument of ``Fact(…)`` and of ``_note(…)``."""
+    return {
+        str(node.args[0].value)
+        for module in sources()
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.Call) and re.search(r"(^Fact|\._note)$", ast.unparse(node.func))
+        if node.args and isinstance(node.args[0], ast.Constant)
+    }
+
+
 def unsaid(names: Sequence[str], text: str) -> list[str]:
     """Return the *names* that *text* does not say in code style."""
     return [name for name in names if f"`{name}`" not in text]
@@ -217,6 +230,23 @@ def test_every_page_can_be_reached() -> None:
 def test_errors_are_documented() -> None:
     """Every error that tidewire raises has its line in ``docs/errors.md``."""
     assert [] == unsaid(tidewire.errors.__all__, page("docs/errors.md").text)
+
+
+def test_settings_are_documented() -> None:
+    """Every setting has its line in ``docs/settings.md``, with its name in the environment and its default."""
+    text = page("docs/settings.md").text
+    fields = msgspec.structs.fields(Settings)
+    assert [] == unsaid([field.name for field in fields] + [f"TIDEWIRE_{field.name.upper()}" for field in fields], text)
+    defaults = {
+        field.name: field.default for field in fields if isinstance(field.default, int | float) and field.default
+    }
+    rows = [[cell.strip(" `") for cell in line.split("|")[1:4]] for line in text.splitlines() if "| `TIDEWIRE_" in line]
+    assert defaults == {name: float(default) for name, _, default in rows if name in defaults}
+
+
+def test_kinds_of_facts_are_documented() -> None:
+    """Every kind of fact that the sources record has its line in ``docs/logs-and-facts.md``."""
+    assert [] == unsaid(sorted(fact_kinds()), page("docs/logs-and-facts.md").text)
 
 
 def test_dead_letter_reasons_are_documented() -> None:
