@@ -80,7 +80,14 @@ class MissingExtra(ConfigurationError):
 
 
 class PublishError(TidewireError):
-    """An event was not confirmed; the subclass says whether it may be stored all the same."""
+    """An event was not confirmed; the subclass says whether it may be stored all the same.
+
+    *event_id* is the id it had: publish again with it.
+    """
+
+    def __init__(self, message: str, *, event_id: str = "", hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.event_id = event_id
 
 
 class PublishRejected(PublishError):

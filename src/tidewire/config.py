@@ -1,0 +1,195 @@
+"""URLs and environment to open resources: the one file that knows every adapter by name.
+
+An adapter is imported inside the function that needs it, so that `tidewire --help` and `import tidewire` load none.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
+from datetime import timedelta
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import msgspec
+
+from tidewire.errors import ConfigurationError
+from tidewire.protocols import Store, Transport
+
+__all__ = ["Settings", "masked", "open_store", "open_transport", "settings_from"]
+
+_TRANSPORTS = ("memory", "sqlite")
+_STORES = ("memory", "sqlite")
+_LATER = {"kafka", "amqp", "amqps", "nats", "redis", "postgresql", "sns+sqs", "eventbridge", "mysql"}
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """How a service is run. Precedence: command line, environment (``TIDEWIRE_…``), ``tidewire.toml`` or
+    ``[tool.tidewire]`` in ``pyproject.toml``, default.
+
+    *broker*, *store*: URLs; no store means none. *lease*, *grace*, *max_hold*, *stuck_after* in seconds. *lanes*
+    of topics that are created. *provision*: create missing topics and groups. *log*: ``text`` or ``json``.
+    """
+
+    broker: str = "sqlite:///.tidewire/broker.db"
+    store: str = ""
+    lease: float = 30.0
+    grace: float = 10.0
+    max_hold: float = 600.0
+    stuck_after: float = 60.0
+    lanes: int = 8
+    provision: bool = False
+    log: str = "text"
+
+    def seconds(self, name: str) -> timedelta:
+        """Return the setting *name* as a duration."""
+        return timedelta(seconds=getattr(self, name))
+
+
+def settings_from(
+    environ: Mapping[str, str] | None = None, *, directory: Path | None = None, **given: object
+) -> Settings:
+    """Return the effective settings; *given* (the command line) wins, None means not given.
+
+    ``TIDEWIRE_BROKER_FILE`` and the like name a file that holds the value, for mounted secrets.
+
+    Raises:
+        ConfigurationError: names every unknown setting and every bad value at once, with "did you mean".
+    """
+    environ = os.environ if environ is None else environ
+    problems: list[str] = []
+    values: dict[str, object] = {}
+    known = {field.name: field for field in msgspec.structs.fields(Settings)}
+    sources = [_from_file(directory or Path.cwd(), problems), _from_environment(environ, problems)]
+    sources.append({name: (value, "the command line") for name, value in given.items() if value is not None})
+    for source in sources:
+        for name, (value, where) in source.items():
+            if name not in known:
+                problems.append(f"{where}: unknown setting {name!r}{_did_you_mean(name, known)}")
+                continue
+            try:
+                values[name] = msgspec.convert(value, known[name].type, strict=not isinstance(value, str))
+            except msgspec.ValidationError as error:
+                problems.append(f"{where}: {name}: {error}")
+    problems += _impossible(values)
+    if problems:
+        raise ConfigurationError("; ".join(problems), hint="docs/settings.md lists every setting")
+    return msgspec.convert(values, Settings)
+
+
+def open_transport(url: str) -> AbstractAsyncContextManager[Transport]:
+    """Return the context manager that opens the broker at *url*: ``memory://``, ``sqlite:///path``.
+
+    Raises:
+        ConfigurationError: not a URL of a broker; names what it could be.
+    """
+    scheme, path = _split(url, "broker", _TRANSPORTS)
+    if scheme == "memory":
+        from tidewire.transports.memory import open_memory_transport
+
+        return open_memory_transport()
+    from tidewire.transports.sqlite import open_sqlite_transport
+
+    return open_sqlite_transport(path)
+
+
+def open_store(url: str) -> AbstractAsyncContextManager[Store]:
+    """Return the context manager that opens the store at *url*: ``memory://``, ``sqlite:///path``.
+
+    Raises:
+        ConfigurationError: not a URL of a store; names what it could be.
+    """
+    scheme, path = _split(url, "store", _STORES)
+    if scheme == "memory":
+        from tidewire.stores.memory import open_memory_store
+
+        return open_memory_store()
+    from tidewire.stores.sqlite import open_sqlite_store
+
+    return open_sqlite_store(path)
+
+
+def masked(url: str) -> str:
+    """Return *url* without its password, for people to read."""
+    try:
+        parts = urlsplit(url)
+        password = parts.password
+    except ValueError:
+        return "<not a url>"
+    return url.replace(f":{password}@", ":***@") if password else url
+
+
+def _split(url: str, what: str, schemes: tuple[str, ...]) -> tuple[str, str]:
+    scheme, separator, rest = url.partition("://")
+    if not separator or scheme not in schemes:
+        if scheme in _LATER and separator:
+            raise ConfigurationError(
+                f"{what} {masked(url)!r}: {scheme} is not in this version", hint=f"it has: {', '.join(schemes)}"
+            )
+        raise ConfigurationError(
+            f"{what} {masked(url)!r} is not a {what} URL{_did_you_mean(scheme, schemes)}",
+            hint=f"for example sqlite:///data/{what}.db; schemes: {', '.join(schemes)}",
+        )
+    if scheme == "memory":
+        return scheme, ""
+    if not rest.startswith("/") or not rest[1:]:
+        raise ConfigurationError(
+            f"{what} {url!r} names no file", hint="sqlite:///relative/path or sqlite:////absolute/path"
+        )
+    return scheme, unquote(rest[1:])
+
+
+def _from_environment(environ: Mapping[str, str], problems: list[str]) -> dict[str, tuple[object, str]]:
+    found: dict[str, tuple[object, str]] = {}
+    for name, value in environ.items():
+        if not name.startswith("TIDEWIRE_") or name.startswith("TIDEWIRE_TEST_"):
+            continue
+        setting = name.removeprefix("TIDEWIRE_").lower()
+        if setting.endswith("_file"):
+            try:
+                value = Path(value).read_text().strip()
+            except OSError as error:
+                problems.append(f"{name}: cannot read the file it names ({error.strerror})")
+                continue
+            setting = setting.removesuffix("_file")
+        found[setting] = (value, name)
+    return found
+
+
+def _from_file(directory: Path, problems: list[str]) -> dict[str, tuple[object, str]]:
+    for name, section in (("tidewire.toml", ()), ("pyproject.toml", ("tool", "tidewire"))):
+        path = directory / name
+        if not path.is_file():
+            continue
+        try:
+            table = tomllib.loads(path.read_text())
+        except (tomllib.TOMLDecodeError, OSError, UnicodeDecodeError) as error:
+            problems.append(f"{name}: {error}")
+            continue
+        for part in section:
+            table = table.get(part, {})
+        if table:
+            return {key: (value, name) for key, value in table.items()}
+    return {}
+
+
+def _impossible(values: Mapping[str, object]) -> list[str]:
+    problems: list[str] = []
+    for name in ("lease", "grace", "max_hold", "stuck_after", "lanes"):
+        value = values.get(name, 1)
+        if isinstance(value, (int, float)) and not 0 < value < 10**8:
+            problems.append(f"{name} must be above zero, not {value}")
+    if values.get("log", "text") not in ("text", "json"):
+        problems.append(f"log must be text or json, not {values['log']!r}")
+    broker, store = values.get("broker", Settings().broker), values.get("store")
+    if store and broker == store and not str(store).startswith("memory"):
+        problems.append("broker and store cannot be the same file; give the store a file of its own")
+    return problems
+
+
+def _did_you_mean(word: str, known: object) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)  # type: ignore[call-overload]
+    return f"; did you mean {close[0]!r}?" if close else ""

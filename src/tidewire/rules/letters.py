@@ -1,0 +1,95 @@
+"""Messages that the runtime itself writes: retries and dead letters. The event's own headers and body travel on
+untouched; what is added has the prefixes ``tw-`` (while it may still succeed) and ``dl-`` (given up)."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+
+import msgspec
+
+from tidewire.clock import moment
+from tidewire.model import (
+    Address,
+    DeadChannel,
+    DeadLetter,
+    Delivery,
+    Failure,
+    InboxChannel,
+    Message,
+    Topic,
+)
+
+__all__ = ["FAILURE", "dead_letter", "failure_in", "redriven", "retried", "topic_of"]
+
+FAILURE = "tw-failure"
+_encode = msgspec.json.Encoder().encode
+_decode_failure = msgspec.json.Decoder(Failure).decode
+
+
+def topic_of(address: Address) -> str:
+    """Return the topic that an address belongs to."""
+    return address.name if isinstance(address, Topic) else address.topic
+
+
+def failure_in(headers: Mapping[str, str]) -> Failure | None:
+    """Return the failure record that a moved message carries, or None; a damaged one counts as none."""
+    text = headers.get(FAILURE)
+    if text is None:
+        return None
+    try:
+        return _decode_failure(text)
+    except (msgspec.MsgspecError, RecursionError):
+        return None
+
+
+def retried(delivery: Delivery, *, group: str, failure: Failure | None, not_before: int | None) -> Message:
+    """Return the message that brings a delivery back through its group's inbox channel, not before its time."""
+    message = delivery.message
+    headers = {name: value for name, value in message.headers.items() if name != FAILURE}
+    if failure is not None:
+        headers[FAILURE] = _encode(failure).decode()
+    return msgspec.structs.replace(
+        message, to=InboxChannel(topic_of(message.to), group), headers=headers, not_before=not_before
+    )
+
+
+def dead_letter(delivery: Delivery, verdict: DeadLetter, *, group: str, failure: Failure | None, member: str) -> Message:
+    """Return the dead letter of a delivery: original bytes and headers, and a failure record of fixed size."""
+    message = delivery.message
+    headers = {name: value for name, value in message.headers.items() if name != FAILURE}
+    for name, raw in (delivery.foreign or {}).items():
+        headers[f"dl-foreign-{name}"] = base64.b64encode(raw).decode()
+    failures = 0 if failure is None else failure.failures
+    headers["dl-topic"] = topic_of(message.to)
+    headers["dl-group"] = group
+    headers["dl-reason"] = verdict.reason.value
+    headers["dl-detail"] = verdict.detail[:1_024]
+    headers["dl-position"] = f"{delivery.lane}:{delivery.position}"
+    headers["dl-attempts"] = str(max(delivery.attempt + failures - (1 if failures else 0), 1))
+    headers["dl-consumer"] = member
+    if message.key is not None:
+        headers["dl-key"] = message.key
+    if delivery.stored_at is not None:
+        headers["dl-published"] = moment(delivery.stored_at).isoformat()
+    if failure is not None and failures:
+        headers["dl-first-failed"] = moment(failure.first_at).isoformat()
+        headers["dl-last-failed"] = moment(failure.last_at).isoformat()
+        headers["dl-first-error"] = failure.first_error
+        headers["dl-last-error"] = failure.last_error
+        headers["dl-error-counts"] = _encode(failure.counts).decode()
+    return msgspec.structs.replace(
+        message, to=DeadChannel(topic_of(message.to), group), headers=headers, not_before=None
+    )
+
+
+def redriven(letter: Message) -> Message:
+    """Return a dead letter as it goes back to its group: same id, a new cycle of attempts, the count of redrives."""
+    if not isinstance(letter.to, DeadChannel):
+        raise ValueError(f"only a dead letter can be redriven, not a message at {letter.to}")
+    times = letter.headers.get("tw-redriven", "0")
+    headers = {name: value for name, value in letter.headers.items() if not name.startswith("dl-") and name != FAILURE}
+    headers["tw-redriven"] = str(int(times) + 1 if times.isdigit() else 1)
+    return msgspec.structs.replace(
+        letter, to=InboxChannel(letter.to.topic, letter.to.group), headers=headers, not_before=None
+    )

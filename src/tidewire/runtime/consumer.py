@@ -1,0 +1,649 @@
+"""One membership in a group: receive in batches, run one event per key, settle in batches.
+
+The trip of a message: `Consumer._work` → `Isolated` → `Pipeline.process` → the handler. Only this file and its
+`Settler` settle. Everything here runs on the event loop; what is bounded: deliveries by ``prefetch``, handlers
+by ``concurrency``, holds by ``max_hold``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from datetime import timedelta
+
+import msgspec
+
+from tidewire.chance import Jitter
+from tidewire.errors import LaneFenced, StoreUnavailable, TransportUnavailable
+from tidewire.model import (
+    DeadLetter,
+    Delivery,
+    Fact,
+    Guard,
+    Handled,
+    LaneEvent,
+    Message,
+    Reason,
+    RetryLater,
+    Subscription,
+    Unavailable,
+)
+from tidewire.protocols import Clock, Observer, Receiver, Store
+from tidewire.rules.lanes import Schedule
+from tidewire.rules.letters import dead_letter, retried, topic_of
+from tidewire.rules.retry import outage_delay
+from tidewire.runtime.holds import Holds
+from tidewire.runtime.isolated import Isolated
+from tidewire.runtime.pipeline import Pipeline
+from tidewire.runtime.producer import published
+from tidewire.runtime.settler import Settler
+from tidewire.runtime.work import Ran, Work
+
+__all__ = ["Consumer", "Limits"]
+
+_logger = logging.getLogger("tidewire.consumer")
+_WAIT = timedelta(seconds=30)
+_SLICE = 0.004
+_STARTS_MAX = 3
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """The bounds of one consumer; *max_hold* is how long a failing key may wait in the process."""
+
+    concurrency: int = 64
+    max_hold: timedelta = timedelta(minutes=10)
+    grace: timedelta = timedelta(seconds=10)
+
+
+class Worker:
+    """A long-lived task that runs one work after another, and what its timer needs to know."""
+
+    __slots__ = ("task", "until", "wake", "work")
+
+    def __init__(self) -> None:
+        self.task: asyncio.Task[None] | None = None
+        self.wake: asyncio.Future[None] | None = None
+        self.work: Work | None = None
+        self.until = 0.0
+
+
+class Consumer:
+    """Everything between `Receiver.receive` and `Receiver.settle` for one membership."""
+
+    def __init__(
+        self,
+        *,
+        receiver: Receiver,
+        subscription: Subscription,
+        pipeline: Pipeline,
+        store: Store | None,
+        fencing: bool,
+        limits: Limits,
+        clock: Clock,
+        jitter: Jitter,
+        observer: Observer | None,
+    ) -> None:
+        self._receiver = receiver
+        self._subscription = subscription
+        self._group = subscription.group
+        self._pipeline = pipeline
+        self._store = store
+        self._fencing = fencing
+        self._limits = limits
+        self._clock = clock
+        self._jitter = jitter
+        self._observer = observer
+        self._schedule: Schedule[Work] = Schedule()
+        self._settler = Settler(receiver, self, self._finish)
+        self._holds = Holds(store, self._group, subscription.topics)
+        self._epochs: dict[str, int] = {}
+        self._revoking: set[str] = set()
+        self._idlers: list[Worker] = []
+        self._workers: list[Worker] = []
+        self._tasks: asyncio.TaskGroup | None = None
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._stopping = asyncio.Event()
+        self._changed = asyncio.Event()
+        self._receiving_limit: int | None = None
+        self._interrupted = False
+        self._intake: asyncio.Task[None] | None = None
+        self._outages = 0
+        self._paused = False
+        self._facts: list[Fact] = []
+        self._first_suspect = True
+        self.progress = 0
+        self.received_at = self._loop.time()
+
+    # --- life -------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Receive, process and settle until `stop`; then drain within the grace time.
+
+        Raises:
+            TransportUnavailable: the broker is gone; what is unsettled comes back.
+        """
+        async with asyncio.TaskGroup() as tasks:
+            self._tasks = tasks
+            stages = [tasks.create_task(self._settler.confirm()), tasks.create_task(self._settler.settle())]
+            self._intake = tasks.create_task(self._receive_all())
+            await self._intake
+            await self._drain()
+            for task in [*stages, *(worker.task for worker in self._workers if worker.task is not None)]:
+                task.cancel()
+            await self._forgive()
+
+    def stop(self) -> None:
+        """Take in nothing more; `run` returns when what is running has been settled, or at the end of the grace."""
+        self._stopping.set()
+        self._interrupt()
+
+    @property
+    def paused(self) -> bool:
+        """Whether a database, registry or broker that is down keeps this subscription waiting."""
+        return self._paused
+
+    @property
+    def waiting(self) -> int:
+        """How many deliveries are here, unsettled."""
+        return self._schedule.outstanding
+
+    @property
+    def owns_lanes(self) -> bool:
+        """Whether the broker has given this member any lane."""
+        return bool(self._epochs)
+
+    async def _drain(self) -> None:
+        """Give back what has not started, let the rest end and settle. What outlasts the grace stays unsettled."""
+        self._settler.release([work.delivery for work in self._schedule.withdraw()])
+        deadline = self._loop.time() + self._limits.grace.total_seconds()
+        while (self._schedule.running or not self._settler.idle) and self._loop.time() < deadline:
+            self._changed.clear()
+            try:
+                async with asyncio.timeout_at(min(deadline, self._loop.time() + 0.05)):
+                    await self._changed.wait()
+            except TimeoutError:
+                self._settler.release([work.delivery for work in self._schedule.withdraw()])
+        if self._timer is not None:
+            self._timer.cancel()
+
+    async def _forgive(self) -> None:
+        """A suspect that we stopped ourselves has not killed anybody: its start does not count."""
+        for work in self._schedule.of(None):
+            if work.started and work.stored and self._store is not None:
+                await self._forget_attempts(work)
+
+    # --- intake -----------------------------------------------------------------------------------------------
+
+    async def _receive_all(self) -> None:
+        try:
+            self._pipeline.run = 0 if self._store is None else await self._store.inbox.run_of(self._group)
+        except StoreUnavailable as error:
+            raise TransportUnavailable(f"the store cannot be read: {error.message}") from error
+        while not self._stopping.is_set():
+            items = await self._receive(self._credit())
+            if items:
+                await self._take_in(items)
+
+    def _credit(self) -> int:
+        """How many more deliveries to ask for: nothing while paused, and no dribbles."""
+        if self._paused:
+            return 0
+        prefetch = self._subscription.prefetch
+        credit = prefetch - self._schedule.outstanding
+        if credit <= 0:
+            self._relieve()
+        return credit if credit * 4 >= prefetch else 0
+
+    async def _receive(self, limit: int) -> Sequence[Delivery | LaneEvent]:
+        """Call `Receiver.receive` in a way that `_interrupt` can end; cancelling it loses nothing by contract."""
+        self._receiving_limit = limit
+        try:
+            return await self._receiver.receive(limit, _WAIT)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if not self._interrupted or task is None or task.uncancel() > 0:
+                raise
+            return ()
+        finally:
+            self._receiving_limit = None
+            self._interrupted = False
+
+    def _interrupt(self) -> None:
+        if self._receiving_limit is not None and not self._interrupted and self._intake is not None:
+            self._interrupted = True
+            self._intake.cancel()
+
+    async def _take_in(self, items: Sequence[Delivery | LaneEvent]) -> None:
+        works: list[Work] = []
+        epochs = self._epochs
+        ordered = self._subscription.ordering == "key"
+        for item in items:
+            if isinstance(item, LaneEvent):
+                await self._lane_event(item)
+                continue
+            if epochs.get(item.lane) != item.epoch and self._fencing:
+                continue  # a lane that was fenced or lost meanwhile: its next owner gets this one
+            key = item.message.key
+            works.append(Work(item, (item.lane, key) if ordered and key is not None else None))
+        if works:
+            self.progress += len(works)
+            self.received_at = self._loop.time()
+            await self._admit(works)
+
+    async def _admit(self, works: Sequence[Work]) -> None:
+        while True:
+            try:
+                skipped = await self._pipeline.admit(works)
+                break
+            except StoreUnavailable as error:
+                self._pause(error)
+                await self._resumed()
+        for work in skipped:
+            self._note("skipped", work)
+            self._settler.ack(work)
+        gone = set(map(id, skipped))
+        for work in works:
+            if id(work) not in gone:
+                self._schedule.add(work)
+        self._wake()
+
+    async def _lane_event(self, event: LaneEvent) -> None:
+        lane = event.lane
+        if event.kind == "assigned":
+            self._schedule.abandon(lane)
+            await self._adopt(lane, event.epoch)
+        elif event.kind == "revoking":
+            self._revoking.add(lane)
+            self._settler.release([work.delivery for work in self._schedule.withdraw(lane)])
+            self._check_drained()
+        else:
+            self._schedule.abandon(lane)
+            self._epochs.pop(lane, None)
+            self._revoking.discard(lane)
+            _logger.info("tidewire.consumer.lane_lost", extra={"group": self._group, "lane": lane})
+
+    async def _adopt(self, lane: str, epoch: int) -> None:
+        """Record our epoch in the store before the first hand-out, and learn which keys are held."""
+        self._revoking.discard(lane)
+        while self._store is not None:
+            try:
+                if self._fencing:
+                    await self._store.lanes.adopt(self._group, lane, epoch)
+                    self._pipeline.guards[lane] = Guard(self._group, lane, epoch)
+                await self._holds.load()
+                break
+            except LaneFenced:
+                return
+            except StoreUnavailable as error:
+                self._pause(error)
+                await self._resumed()
+        self._epochs[lane] = epoch
+
+    # --- workers ----------------------------------------------------------------------------------------------
+
+    def _wake(self) -> None:
+        """Let one more worker run if there is something to run; a worker that has to wait wakes the next."""
+        if self._paused or not self._schedule.has_ready:
+            return
+        while self._idlers:
+            wake = self._idlers.pop().wake
+            if wake is not None and not wake.done():
+                wake.set_result(None)
+                return
+        if len(self._workers) < self._limits.concurrency and self._tasks is not None:
+            worker = Worker()
+            self._workers.append(worker)
+            worker.task = self._tasks.create_task(self._work(worker))
+
+    async def _work(self, worker: Worker) -> None:
+        """Until cancelled: take what is ready, run it, conclude it."""
+        clock = self._loop.time
+        yield_at = clock() + _SLICE
+        while True:
+            work = None if self._paused or self._stopping.is_set() else self._schedule.take()
+            if work is None:
+                worker.wake = self._loop.create_future()
+                self._idlers.append(worker)
+                await worker.wake
+                yield_at = clock() + _SLICE
+                continue
+            now = clock()
+            if now > yield_at:  # handlers that never wait must not starve intake, commits and settles
+                await asyncio.sleep(0)
+                now = clock()
+                yield_at = now + _SLICE
+            if (work.alone or work.verdict is not None or not work.todo or self._holds.keys) and not await (
+                self._prepare(work)
+            ):
+                continue
+            worker.work = work
+            worker.until = now + (work.route.seconds_max if work.route is not None else 0.0)
+            if self._timer is None or worker.until < self._timer.when():
+                self._arm(worker.until)
+            ran = await Isolated(self._pipeline.process(work), self._wake)
+            worker.work = None
+            if work.timed_out:
+                self._swallowed(worker, work)
+            self._schedule.conclude(work)
+            if isinstance(ran.outcome, Handled):
+                self._handled(work, ran, now)
+            else:
+                await self._not_handled(work, ran)
+
+    def _swallowed(self, worker: Worker, work: Work) -> None:
+        """The timeout came and the handler went on all the same, to its end: what it did counts."""
+        work.timed_out = False
+        if worker.task is not None:
+            worker.task.uncancel()
+
+    def _arm(self, when: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(when, self._expire)
+
+    def _expire(self) -> None:
+        """Cancel the workers whose handler ran out of time, and arm the timer for the next that may."""
+        now = self._loop.time()
+        self._timer = None
+        busy = [worker for worker in self._workers if worker.work is not None]
+        for worker in busy:
+            if worker.until <= now and worker.work is not None and worker.work.cancellable and worker.task:
+                worker.work.cancellable = False
+                worker.work.timed_out = True
+                worker.task.cancel()
+        later = [worker.until for worker in busy if worker.until > now]
+        if later:
+            self._arm(min(later))
+
+    async def _prepare(self, work: Work) -> bool:
+        """Deal with what needs more than a handler; True if *work* is to be run."""
+        try:
+            verdict = await self._verdict_before_running(work)
+            if verdict is None and work.todo:
+                return True
+            if verdict is None:
+                await self._finish(work)
+        except StoreUnavailable as error:
+            self._schedule.conclude(work)
+            self._unavailable(work, error)
+            return False
+        self._schedule.conclude(work)
+        if verdict is None:
+            self._note("known", work)
+            self._settler.ack(work)
+            self.confirmed(work)
+        elif isinstance(verdict, Message):
+            self._settler.move(work, [verdict])
+        else:
+            await self._give_up(work, verdict, hold=self._holds_by_default(work))
+        return False
+
+    async def _verdict_before_running(self, work: Work) -> DeadLetter | Message | None:
+        """Return what becomes of *work* without its handler, or None: run it (or it happened before)."""
+        follow = await self._holds.follow(work)
+        if follow is not None:
+            return follow
+        if work.verdict is not None or not work.todo:
+            return work.verdict
+        if work.delivery.suspect and not work.started and await self._starts(work) > _STARTS_MAX:
+            return DeadLetter(Reason.POISON, f"{_STARTS_MAX} starts of this event ended with the death of the process")
+        return None
+
+    async def _starts(self, work: Work) -> int:
+        """Write down the start of a suspect and return how many have not ended, this one included.
+
+        Without a store the broker's own count has to do. It counts whatever was in flight when a process died,
+        so it convicts only the first suspect of a life: suspects run alone and in order, hence the one that
+        kills comes first again.
+        """
+        message = work.delivery.message
+        work.started = True
+        if self._store is None or not message.id:
+            first, self._first_suspect = self._first_suspect, False
+            return work.delivery.attempt if first else 1
+        work.stored = True
+        return await self._store.attempts.begin(self._group, message.source, message.id)
+
+    # --- outcomes ---------------------------------------------------------------------------------------------
+
+    def _handled(self, work: Work, ran: Ran, started: float) -> None:
+        if self._observer is not None:
+            self._note("processed", work, took_us=int((self._loop.time() - started) * 1e6))
+        self._outages = 0
+        if work.gone:
+            self._forget(work)
+        elif ran.durable is not None:
+            self._settler.provisional(work, ran.durable)
+        elif ran.messages:
+            work.outgoing = ran.messages
+            self._settler.move(work, ran.messages)
+        else:
+            self._settler.ack(work)
+            self.confirmed(work)
+
+    async def _not_handled(self, work: Work, ran: Ran) -> None:
+        outcome = ran.outcome
+        if work.gone:
+            self._forget(work)
+        elif isinstance(outcome, RetryLater):
+            await self._retry(work, outcome)
+        elif isinstance(outcome, Unavailable):
+            self._unavailable(work, outcome.error)
+        elif isinstance(outcome, DeadLetter):
+            bound = ran.failed
+            hold = bound.on_dead_letter == "hold_key" if bound is not None else self._holds_by_default(work)
+            await self._give_up(work, outcome, hold=hold)
+
+    async def _retry(self, work: Work, outcome: RetryLater) -> None:
+        self._note("retried", work, detail=type(outcome.error).__name__)
+        fields = {"event_id": work.delivery.message.id, "group": self._group}
+        _logger.warning(
+            "tidewire.consumer.retry",
+            extra={**fields, "delay_s": outcome.delay.total_seconds(), "error_type": type(outcome.error).__name__},
+        )
+        now = self._loop.time()
+        seconds = outcome.delay.total_seconds()
+        if work.key is None:
+            self._postpone(work, outcome.delay)
+            return
+        work.held_since = work.held_since or now
+        longest = self._limits.max_hold.total_seconds()
+        if self._store is not None and now - work.held_since + seconds > longest:
+            await self._move_key(work, outcome.delay)
+            return
+        work.retry_at = now + seconds
+        self._schedule.hold(work)
+        self._loop.call_at(work.retry_at, self._unhold, work)
+        self._wake()
+
+    def _unhold(self, work: Work) -> None:
+        if self._schedule.resume(work):
+            self._wake()
+
+    def _postpone(self, work: Work, delay: timedelta) -> None:
+        """Send *work* through the inbox channel; nothing waits for it."""
+        due = self._clock.now_us() + delay // timedelta(microseconds=1)
+        message = retried(work.delivery, group=self._group, failure=work.failure, not_before=due)
+        self._settler.move(work, [message])
+
+    async def _move_key(self, work: Work, delay: timedelta) -> None:
+        """A hold that has become too long: note it, then send the event through the inbox channel."""
+        due = self._clock.now_us() + delay // timedelta(microseconds=1)
+        try:
+            await self._holds.note(work, "inbox", due)
+        except StoreUnavailable as error:
+            self._unavailable(work, error)
+            return
+        self._postpone(work, delay)
+
+    async def _give_up(self, work: Work, verdict: DeadLetter, *, hold: bool) -> None:
+        """Make a dead letter of *work*; with *hold*, what follows of its key waits with it."""
+        if hold and work.key is not None and work.delivery.message.id:
+            try:
+                await self._holds.note(work, "dead", None)
+            except StoreUnavailable as error:
+                self._unavailable(work, error)
+                return
+        failure = work.failure
+        self._note("dead_lettered", work, detail=verdict.reason.value)
+        fields = {"event_id": work.delivery.message.id, "group": self._group, "reason": verdict.reason.value}
+        _logger.error("tidewire.consumer.dead_letter", extra=fields)
+        letter = dead_letter(
+            work.delivery, verdict, group=self._group, failure=failure, member=self._subscription.member
+        )
+        if work.stored and self._store is not None:
+            await self._forget_attempts(work)
+        self._settler.move(work, [letter])
+
+    def _holds_by_default(self, work: Work) -> bool:
+        """Whether an event that no handler of ours decided about holds its key."""
+        if self._store is None or work.key is None:
+            return False
+        return all(bound.on_dead_letter == "hold_key" for bound in (work.route.handlers if work.route else ()))
+
+    def _unavailable(self, work: Work, error: BaseException) -> None:
+        self._schedule.back(work)
+        self._pause(error)
+
+    def _pause(self, error: BaseException) -> None:
+        """Something everybody needs is down: nobody's failure. Wait, longer each time, and try again."""
+        if self._paused:
+            return
+        self._paused = True
+        delay = outage_delay(self._outages, self._jitter)
+        self._outages += 1
+        fields = {"group": self._group, "delay_s": delay.total_seconds(), "error_type": type(error).__name__}
+        _logger.warning("tidewire.consumer.paused", extra=fields)
+        self._loop.call_later(delay.total_seconds(), self._resume)
+
+    def _resume(self) -> None:
+        self._paused = False
+        for _ in range(len(self._idlers) + 1):
+            self._wake()
+        self._changed.set()
+        self._interrupt_if_starved()
+
+    async def _resumed(self) -> None:
+        while self._paused:
+            self._changed.clear()
+            await self._changed.wait()
+
+    def _relieve(self) -> None:
+        """The lane's bookkeeping is full of waiting keys: send the one held longest through the inbox channel."""
+        idle = not self._schedule.running and not self._schedule.has_ready and self._settler.idle
+        held = self._schedule.held
+        if idle and held and self._store is not None and self._tasks is not None and not self._paused:
+            work = held[0]
+            self._schedule.resume(work)
+            self._schedule.take()
+            self._schedule.conclude(work)
+            left = timedelta(seconds=max(0.0, work.retry_at - self._loop.time()))
+            self._tasks.create_task(self._move_key(work, left))
+
+    def _forget(self, work: Work) -> None:
+        """Somebody else owns its lane now."""
+        self._schedule.free(work)
+        self._schedule.settled(work)
+        self._note("lost", work)
+        self._after_settle()
+
+    # --- what the settler tells -----------------------------------------------------------------------------------
+
+    def confirmed(self, work: Work) -> None:
+        """The effect is durable: the next event of its key may start."""
+        self._schedule.free(work)
+        if self._schedule.has_ready:
+            self._wake()
+
+    def again(self, work: Work, error: Exception, *, alone: bool) -> None:
+        """Nothing of the work is stored: run it again, uncounted."""
+        work.alone = work.alone or alone
+        self._schedule.back(work)
+        if alone:
+            self._wake()
+        else:
+            self._pause(error)
+
+    def fenced(self, work: Work) -> None:
+        """A unit met a newer epoch: the lane is not ours any more, whatever the broker has told us so far."""
+        self._schedule.abandon(work.delivery.lane)
+        self._epochs.pop(work.delivery.lane, None)
+        self._forget(work)
+
+    def settled(self, works: Sequence[Work], lost: Sequence[Work]) -> None:
+        """The broker knows of *works*; *lost* ones are not ours any more."""
+        for work in works:
+            self._schedule.free(work)  # a move frees its key when it is stored; the rest has been freed before
+            self._schedule.settled(work)
+        for work in lost:
+            self._forget(work)
+        self.progress += len(works)
+        self._pipeline.earned(len(works))
+        if self._observer is not None:
+            now = self._clock.now_us()
+            for work in works:
+                self._facts.extend(published(message, now) for message in work.outgoing)
+                self._note("settled", work)
+            facts, self._facts = self._facts, []
+            self._observer.record(facts)
+        self._after_settle()
+
+    def _after_settle(self) -> None:
+        self._changed.set()
+        self._interrupt_if_starved()
+        if self._revoking:
+            self._check_drained()
+        if self._schedule.has_ready:
+            self._wake()
+
+    def _interrupt_if_starved(self) -> None:
+        """Credit is back: a receive that asked for none must be asked anew."""
+        if self._receiving_limit == 0 and not self._paused:
+            if (self._subscription.prefetch - self._schedule.outstanding) * 4 >= self._subscription.prefetch:
+                self._interrupt()
+
+    def _check_drained(self) -> None:
+        for lane in [lane for lane in self._revoking if not self._schedule.of(lane)]:
+            self._revoking.discard(lane)
+            self._epochs.pop(lane, None)
+            self._settler.drained(lane)
+
+    async def _finish(self, work: Work) -> None:
+        """Its effect is durable: drop what the store remembered of its failures, and its row among the held.
+
+        Raises:
+            StoreUnavailable: the held row is still there; the key would wait for ever, so it must be tried again.
+        """
+        if work.held_row:
+            await self._holds.free(work)
+        if work.stored:
+            await self._forget_attempts(work)
+
+    async def _forget_attempts(self, work: Work) -> None:
+        message = work.delivery.message
+        assert self._store is not None
+        try:
+            await self._store.attempts.forget(self._group, message.source, message.id)
+        except StoreUnavailable as error:  # a row too many; nothing depends on it
+            _logger.warning("tidewire.consumer.attempts_left", extra={"error_type": type(error).__name__})
+        work.stored = False
+
+    def _note(self, kind: str, work: Work, *, took_us: int = 0, detail: str = "") -> None:
+        if self._observer is None:
+            return
+        message = work.delivery.message
+        self._facts.append(
+            Fact(
+                kind,
+                message.headers.get("ce-type", ""),
+                message.id,
+                topic_of(message.to),
+                self._group,
+                self._clock.now_us(),
+                took_us,
+                detail,
+            )
+        )
+

@@ -1,0 +1,140 @@
+"""What a handler is given besides its event."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Generic
+
+from tidewire.model import Envelope, Message, ZERO
+from tidewire.protocols import Unit
+from tidewire.rules.cloudevents import envelope_of
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
+
+    Tx = TypeVar("Tx", default=Any)
+else:
+    from typing import TypeVar
+
+    Tx = TypeVar("Tx")
+
+__all__ = ["Context", "SyncContext"]
+
+Publish = Callable[["Context[Any]", Any, timedelta], Awaitable[str]]
+_logger = logging.getLogger("tidewire.handler")
+
+
+class Context(Generic[Tx]):
+    """One event's surroundings, fresh for each call of a handler.
+
+    *attempt* is 1 at the first try and grows with failures and with redeliveries after a crash. *resources* are
+    the plain values that the service's lifespan yielded.
+    """
+
+    __slots__ = ("_envelope", "_log", "_publish", "attempt", "message", "outgoing", "resources", "unit")
+
+    def __init__(
+        self, message: Message, *, attempt: int, unit: Unit | None, publish: Publish, resources: Mapping[str, Any]
+    ) -> None:
+        self.message = message
+        self.attempt = attempt
+        self.unit = unit
+        self.resources = resources
+        self.outgoing: list[Message] = []
+        self._publish = publish
+        self._envelope: Envelope | None = None
+        self._log: logging.LoggerAdapter[logging.Logger] | None = None
+
+    @property
+    def envelope(self) -> Envelope:
+        """The event's context attributes."""
+        if self._envelope is None:
+            self._envelope = envelope_of(self.message.headers)
+        return self._envelope
+
+    @property
+    def tx(self) -> Tx:
+        """The transaction of the service's store, begun at its first use; what it writes, happens once.
+
+        Raises:
+            RuntimeError: the service runs without a store.
+        """
+        if self.unit is None:
+            raise RuntimeError("context.tx needs a store: run the service with --store or TIDEWIRE_STORE")
+        tx: Tx = self.unit.tx
+        return tx
+
+    async def publish(self, event: object, *, delay: timedelta = ZERO) -> str:
+        """Publish an integration event with this unit, or run a domain event's handlers inside it, now.
+
+        Returns the new event's id. An integration event leaves when, and only if, the unit commits.
+
+        Raises:
+            ConfigurationError: not an event, a delay the service cannot keep, or a value that cannot travel.
+        """
+        return await self._publish(self, event, delay)
+
+    @property
+    def log(self) -> logging.LoggerAdapter[logging.Logger]:
+        """A logger that adds the event's id, type and attempt to every record."""
+        if self._log is None:
+            headers = self.message.headers
+            fields = {
+                "event_id": self.message.id,
+                "event_type": headers.get("ce-type", ""),
+                "correlation_id": headers.get("ce-correlationid", ""),
+                "attempt": self.attempt,
+            }
+            self._log = logging.LoggerAdapter(_logger, fields)
+        return self._log
+
+
+class SyncContext(Generic[Tx]):
+    """The same for a ``def`` handler, which runs in a worker thread: nothing here is awaited."""
+
+    __slots__ = ("_context", "_loop")
+
+    def __init__(self, context: Context[Any], loop: asyncio.AbstractEventLoop) -> None:
+        self._context = context
+        self._loop = loop
+
+    @property
+    def envelope(self) -> Envelope:
+        """The event's context attributes."""
+        return self._context.envelope
+
+    @property
+    def attempt(self) -> int:
+        """1 at the first try; see `Context`."""
+        return self._context.attempt
+
+    @property
+    def resources(self) -> Mapping[str, Any]:
+        """The plain values that the service's lifespan yielded."""
+        return self._context.resources
+
+    @property
+    def log(self) -> logging.LoggerAdapter[logging.Logger]:
+        """A logger that adds the event's id, type and attempt to every record."""
+        return self._context.log
+
+    @property
+    def tx(self) -> Tx:
+        """The store's synchronous transaction, begun at its first use; see `Context.tx`."""
+        unit = self._context.unit
+        if unit is None:
+            raise RuntimeError("context.tx needs a store: run the service with --store or TIDEWIRE_STORE")
+        asyncio.run_coroutine_threadsafe(_begun(unit), self._loop).result()
+        tx: Tx = unit.sync_tx
+        return tx
+
+    def publish(self, event: object, *, delay: timedelta = ZERO) -> str:
+        """Publish with this unit; see `Context.publish`."""
+        return asyncio.run_coroutine_threadsafe(self._context.publish(event, delay=delay), self._loop).result()
+
+
+async def _begun(unit: Unit) -> None:
+    await unit.begin()

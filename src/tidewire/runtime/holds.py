@@ -1,0 +1,71 @@
+"""Keys that wait behind an event that failed for good, or for longer than a process should hold it.
+
+The rows are in the store (`HeldKeys`); here is only which keys have any. A key's oldest row is its head: only the
+head runs, everything else of the key follows it, to the dead channel or to the inbox channel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from tidewire.model import DeadLetter, Held, Message, Reason
+from tidewire.protocols import Store
+from tidewire.rules.letters import retried, topic_of
+from tidewire.runtime.work import Work
+
+__all__ = ["Holds"]
+
+
+class Holds:
+    """The held keys of one group."""
+
+    def __init__(self, store: Store | None, group: str, topics: Sequence[str]) -> None:
+        self._store = store
+        self._group = group
+        self._topics = topics
+        self.keys: set[tuple[str, str]] = set()
+
+    async def load(self) -> None:
+        """Learn which keys are held; done whenever a lane is taken, because its last owner may have added some."""
+        if self._store is not None:
+            self.keys = set(await self._store.held.keys(self._group, self._topics))
+
+    async def follow(self, work: Work) -> DeadLetter | Message | None:
+        """Return where *work* must follow its key's head to, or None: it may run.
+
+        Its row is written before this returns, so that the key stays held whatever happens next.
+        """
+        message = work.delivery.message
+        held = (topic_of(message.to), message.key or "")
+        if self._store is None or work.key is None or held not in self.keys:
+            return None
+        head = await self._store.held.head(self._group, *held)
+        if head is None:
+            self.keys.discard(held)
+            return None
+        if head.event_id == message.id and head.source == message.source:
+            work.held_row = True
+            return None
+        if not work.todo and work.verdict is None:
+            return None  # it took effect before the hold: nothing of it is to wait
+        await self.note(work, head.state, head.due)
+        if head.state == "dead":
+            return DeadLetter(Reason.HELD, f"waits behind {head.event_id} of the same key, a dead letter")
+        return retried(work.delivery, group=self._group, failure=work.failure, not_before=head.due)
+
+    async def note(self, work: Work, state: Literal["inbox", "dead"], due: int | None) -> None:
+        """Write, durably, that *work* waits in *state*; from now on its key is held."""
+        assert self._store is not None
+        await self._store.held.put([self._row(work, state, due)])
+        self.keys.add((topic_of(work.delivery.message.to), work.delivery.message.key or ""))
+
+    async def free(self, work: Work) -> None:
+        """Remove the row of *work*: it was handled."""
+        assert self._store is not None
+        await self._store.held.free([self._row(work, "inbox", None)])
+        work.held_row = False
+
+    def _row(self, work: Work, state: Literal["inbox", "dead"], due: int | None) -> Held:
+        message = work.delivery.message
+        return Held(self._group, topic_of(message.to), message.key or "", message.source, message.id, state, due)

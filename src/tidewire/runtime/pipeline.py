@@ -1,0 +1,295 @@
+"""From bytes to an outcome: decode, once only, handler, transaction. The one place where errors become outcomes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from hashlib import blake2b
+from typing import Any
+
+import msgspec
+
+from tidewire.chance import Jitter
+from tidewire.errors import AlreadyMarked, ConfigurationError, DecodeError, LaneFenced, StoreUnavailable
+from tidewire.model import (
+    DeadLetter,
+    Delivery,
+    Failure,
+    Guard,
+    Handled,
+    Mark,
+    Message,
+    Reason,
+    Unavailable,
+)
+from tidewire.protocols import Clock, Store, Unit
+from tidewire.rules.cloudevents import from_structured, is_structured
+from tidewire.rules.events import definition_of
+from tidewire.rules.letters import FAILURE, failure_in
+from tidewire.rules.outgoing import cause_in, derived_id
+from tidewire.rules.retry import RetryBudget, decide, remember
+from tidewire.runtime.context import Context
+from tidewire.runtime.plan import Bound, Plan, Route
+from tidewire.runtime.producer import Publisher
+from tidewire.runtime.work import Ran, Work
+
+__all__ = ["Pipeline"]
+
+_HANDLED = Handled()
+
+
+class Pipeline:
+    """What one group does with its deliveries. Shared by the workers of a process; holds no delivery."""
+
+    def __init__(
+        self,
+        *,
+        group: str,
+        plan: Plan,
+        publisher: Publisher,
+        store: Store | None,
+        clock: Clock,
+        jitter: Jitter,
+        resources: Mapping[str, Any],
+        body_bytes_max: int = 1_048_576,
+    ) -> None:
+        self._group = group
+        self._plan = plan
+        self._routes = plan.routes
+        self._publisher = publisher
+        self._store = store
+        self._clock = clock
+        self._jitter = jitter
+        self._resources = resources
+        self._body_bytes_max = body_bytes_max
+        self._budget = RetryBudget()
+        self.guards: dict[str, Guard] = {}
+        self.run = 0
+
+    # --- before running: what is this, and has it happened already? ---------------------------------------
+
+    async def admit(self, works: Sequence[Work]) -> list[Work]:
+        """Route *works* and look up which handlers have taken effect; return those nobody here asked for.
+
+        The rest has either something *todo*, a *verdict*, or neither: it has happened before.
+
+        Raises:
+            StoreUnavailable: the marks cannot be read now; nothing was changed.
+        """
+        skipped: list[Work] = []
+        asked: list[tuple[Work, Bound]] = []
+        routes = self._routes
+        for work in works:
+            message = work.delivery.message
+            route = routes.get(message.headers.get("ce-type", ""))
+            if route is None:
+                route = self._unrouted(work)
+                if route is None:
+                    if work.verdict is None:
+                        skipped.append(work)
+                    continue
+            if FAILURE in message.headers:
+                work.failure = failure_in(message.headers)
+            work.route = route
+            work.todo = route.handlers
+            for bound in route.handlers:
+                asked.append((work, bound))
+        if self._store is not None and asked:
+            await self._drop_known(self._store, asked)
+        return skipped
+
+    def _unrouted(self, work: Work) -> Route | None:
+        """Deal with a delivery whose headers name no type we know: structured mode, somebody else's, or nobody's."""
+        delivery = work.delivery
+        headers = delivery.message.headers
+        if "ce-type" in headers:
+            return None
+        if is_structured(headers.get("content-type", "")):
+            try:
+                work.delivery = _unwrapped(delivery)
+            except DecodeError as error:
+                work.verdict = DeadLetter(Reason.UNDECODABLE, str(error), error)
+                return None
+            return self._routes.get(work.delivery.message.headers["ce-type"])
+        work.verdict = DeadLetter(
+            Reason.UNKNOWN_TYPE, "the message has no ce-type header and is not a structured CloudEvent"
+        )
+        return None
+
+    async def _drop_known(self, store: Store, asked: Sequence[tuple[Work, Bound]]) -> None:
+        marks = [self._mark(work.delivery.message, bound) for work, bound in asked]
+        digests = await store.inbox.known(marks)
+        for (work, bound), digest in zip(asked, digests, strict=True):
+            if digest is None:
+                continue
+            if digest != _digest(work.delivery.message.body):
+                work.verdict = DeadLetter(
+                    Reason.CONFLICT, "an event with this source and id, but another body, has taken effect"
+                )
+            work.todo = [other for other in work.todo if other is not bound]
+
+    def _mark(self, message: Message, bound: Bound) -> Mark:
+        return Mark(self._group, bound.handler.name, self.run, message.source, message.id)
+
+    # --- running -------------------------------------------------------------------------------------------
+
+    async def process(self, work: Work) -> Ran:
+        """Run the handlers that are to do, in one unit, and say what came of it. Raises only when cancelled."""
+        route = work.route
+        assert route is not None
+        delivery = work.delivery
+        message = delivery.message
+        try:
+            decode = route.decoders[message.headers.get("ce-schemaversion", "1")]
+        except KeyError:
+            return Ran(_unknown_version(route, message))
+        try:
+            event = decode(message.body)
+        except DecodeError as error:
+            return Ran(DeadLetter(Reason.UNDECODABLE, str(error), error))
+        store = self._store
+        unit = None if store is None else store.unit(self.guards.get(delivery.lane))
+        failures = 0 if work.failure is None else work.failure.failures
+        context: Context[Any] = Context(
+            message, attempt=delivery.attempt + failures, unit=unit, publish=self._publish, resources=self._resources
+        )
+        bound: Bound | None = None
+        work.cancellable = True
+        try:
+            for bound in work.todo:
+                returned = await bound.call(event, context)
+                if returned is not None:
+                    await self._publish_returned(context, returned, bound)
+                if store is not None and unit is not None:
+                    await store.inbox.mark(unit, self._mark(message, bound), _digest(message.body))
+            ran = Ran(_HANDLED, messages=context.outgoing) if unit is None else Ran(_HANDLED, await unit.seal())
+            work.cancellable = False
+            return ran
+        except (Exception, asyncio.CancelledError, SystemExit) as error:
+            work.cancellable = False
+            if unit is not None:
+                await unit.rollback()
+            return await self._failed(work, error, bound)
+
+    async def _failed(self, work: Work, error: BaseException, bound: Bound | None) -> Ran:
+        """Turn what was raised into an outcome. Cancellation by us rises; a handler's own is its failure."""
+        if isinstance(error, asyncio.CancelledError):
+            task = asyncio.current_task()
+            if work.timed_out and task is not None:
+                work.timed_out = False
+                task.uncancel()
+                seconds = work.route.seconds_max if work.route is not None else 0
+                error = TimeoutError(f"the handler ran longer than its timeout of {timedelta(seconds=seconds)}")
+            if task is not None and task.cancelling():
+                raise error
+        if isinstance(error, AlreadyMarked):
+            return Ran(_HANDLED)
+        if isinstance(error, LaneFenced):
+            work.gone = True
+            return Ran(_HANDLED)
+        assert bound is not None
+        policy = bound.handler.retry
+        outcome = decide(error, failures=1, policy=policy, jitter=self._jitter)
+        if isinstance(outcome, Unavailable):
+            return Ran(outcome)
+        try:
+            failure = work.failure = await self._remember(work, error)
+        except StoreUnavailable as down:
+            return Ran(Unavailable(timedelta(0), down))
+        stretch = self._budget.spend()
+        outcome = decide(error, failures=failure.failures, policy=policy, jitter=self._jitter, stretch=stretch)
+        return Ran(outcome, failed=bound)
+
+    async def _remember(self, work: Work, error: BaseException) -> Failure:
+        """Count a failure: from the header when it was moved, from the store when it was held by another life."""
+        message = work.delivery.message
+        earlier = work.failure
+        if self._store is None or work.key is None or not message.id:
+            return remember(earlier, error, now_us=self._clock.now_us())
+        attempts = self._store.attempts
+        if not work.stored:
+            known = await attempts.get(self._group, message.source, message.id)
+            if known is not None and (earlier is None or known.failures > earlier.failures):
+                earlier = known
+        failure = remember(earlier, error, now_us=self._clock.now_us())
+        await attempts.fail(self._group, message.source, message.id, failure)
+        work.stored = True
+        return failure
+
+    def earned(self, count: int) -> None:
+        """Note that *count* events were handled, for the retry budget."""
+        self._budget.earn(count)
+
+    # --- publishing from a handler ----------------------------------------------------------------------------
+
+    async def _publish(self, context: Context[Any], event: Any, delay: timedelta) -> str:
+        definition = definition_of(type(event))
+        if definition.kind == "domain":
+            await self._emit(context, event)
+            return ""
+        headers = context.message.headers
+        not_before = None if delay == timedelta(0) else self._clock.now_us() + delay // timedelta(microseconds=1)
+        event_id = ""
+        if context.unit is None:
+            source, cause_id = context.message.source, context.message.id
+            event_id = derived_id(source, cause_id, self._group, len(context.outgoing))
+        message = self._publisher.message(
+            event, event_id=event_id, cause=cause_in(headers, context.message.id), not_before=not_before
+        )
+        if context.unit is None or self._store is None:
+            await self._publisher.ensure_topics([message])
+            context.outgoing.append(message)
+        else:
+            await context.unit.begin()
+            await self._store.outbox.put(context.unit, [message])
+        return message.id
+
+    async def _publish_returned(self, context: Context[Any], returned: Any, bound: Bound) -> None:
+        events = returned if isinstance(returned, (list, tuple)) else (returned,)
+        for event in events:
+            try:
+                await self._publish(context, event, timedelta(0))
+            except ConfigurationError as error:
+                raise ConfigurationError(
+                    f"{self._group}.{bound.name} returned what cannot be published: {error.message}", hint=error.hint
+                ) from error
+
+    async def _emit(self, context: Context[Any], event: Any) -> None:
+        """Run a domain event's handlers here and now, inside the unit of *context*."""
+        for bound in self._plan.domain.get(type(event), ()):
+            returned = await bound.call(event, context)
+            if returned is not None:
+                await self._publish_returned(context, returned, bound)
+
+
+def _digest(body: bytes) -> bytes:
+    return blake2b(body, digest_size=16).digest()
+
+
+def _unknown_version(route: Route, message: Message) -> DeadLetter:
+    version = message.headers.get("ce-schemaversion", "1")
+    known = ", ".join(sorted(route.decoders))
+    return DeadLetter(
+        Reason.UNKNOWN_VERSION, f"{route.type} version {version[:20]!r}: this service understands version {known}"
+    )
+
+
+def _unwrapped(delivery: Delivery) -> Delivery:
+    """Return a structured-mode delivery in binary mode.
+
+    Raises:
+        DecodeError: its body is not a CloudEvent.
+    """
+    message = delivery.message
+    headers, body = from_structured(message.body)
+    rest = {name: value for name, value in message.headers.items() if name != "content-type"}
+    unwrapped = msgspec.structs.replace(
+        message,
+        id=headers["ce-id"],
+        source=headers["ce-source"],
+        key=headers.get("ce-partitionkey", message.key),
+        headers={**rest, **headers},
+        body=body,
+    )
+    return msgspec.structs.replace(delivery, message=unwrapped)

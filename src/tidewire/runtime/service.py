@@ -1,0 +1,185 @@
+"""A service: a plain value, filled at import time. Nothing connects before it is run."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import timedelta
+from typing import Any, Literal, TypeAlias, TypeVar
+
+import msgspec
+
+from tidewire.errors import ConfigurationError
+from tidewire.model import ZERO
+from tidewire.rules.events import EventType, definition_of
+from tidewire.rules.names import check_name
+from tidewire.rules.retry import Retry
+from tidewire.rules.upcasts import Upcast
+from tidewire.runtime.context import Context
+
+__all__ = ["Handle", "Handler", "Middleware", "Returned", "Service"]
+
+Returned: TypeAlias = Any
+Handle: TypeAlias = Callable[[Any, Context[Any]], Awaitable[Returned]]
+Middleware: TypeAlias = Callable[[Handle], Handle]
+Ordering: TypeAlias = Literal["key", "none"]
+OnDeadLetter: TypeAlias = Literal["hold_key", "continue"]
+Resources: TypeAlias = Mapping[str, Any]
+Lifespan: TypeAlias = Callable[["Service"], AsyncIterator[Resources]]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Handler(msgspec.Struct, frozen=True, kw_only=True):
+    """One registered function, its shape resolved once: *takes_context*, *blocking* (``def``: runs in a thread)."""
+
+    name: str
+    event: EventType
+    function: Callable[..., Any]
+    takes_context: bool
+    blocking: bool
+    retry: Retry
+    timeout: timedelta
+    ordering: Ordering | None
+    on_dead_letter: OnDeadLetter | None
+    repeatable: bool
+    middleware: Sequence[Middleware]
+
+
+class Service:
+    """A named set of handlers; as a group on the broker it gets its own copy of every event it asks for.
+
+    *source* is the CloudEvents source of what it publishes (default: the name). *concurrency* bounds the
+    handlers that run at a time in one process, *prefetch* the events it holds unsettled. *middleware* wraps
+    every handler, the first one outermost.
+
+    Raises:
+        ConfigurationError: a name that cannot be a group, or bounds below 1.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        source: str = "",
+        concurrency: int = 64,
+        prefetch: int = 256,
+        middleware: Sequence[Middleware] = (),
+    ) -> None:
+        check_name(name, "service")
+        if concurrency < 1 or prefetch < 1:
+            raise ConfigurationError(f"{name}: concurrency and prefetch must be at least 1")
+        self.name = name
+        self.source = source or name
+        self.concurrency = concurrency
+        self.prefetch = prefetch
+        self.middleware = tuple(middleware)
+        self.handlers: list[Handler] = []
+        self.upcasts: list[Upcast] = []
+        self._lifespan: Callable[[Service], AbstractAsyncContextManager[Resources]] | None = None
+
+    def __repr__(self) -> str:
+        return f"Service({self.name!r}, handlers={[handler.name for handler in self.handlers]})"
+
+    def on(
+        self,
+        event: type,
+        *,
+        name: str = "",
+        retry: Retry | None = None,
+        timeout: timedelta = timedelta(seconds=60),
+        ordering: Ordering | None = None,
+        on_dead_letter: OnDeadLetter | None = None,
+        repeatable: bool = False,
+        middleware: Sequence[Middleware] = (),
+    ) -> Callable[[F], F]:
+        """Register a handler for *event*: ``(event)`` or ``(event, context)``, ``async def`` or ``def``.
+
+        It may return an event, a list of events, or None. *name* (default: the function's) is part of the inbox
+        mark: keep it when you rename the function. *ordering* defaults to ``key`` where the event declares one;
+        *on_dead_letter* to ``hold_key`` for ordered handlers of a service with a store, else ``continue``.
+        *timeout* makes a longer run a failure. *repeatable* says that a repeat does no harm, which several
+        handlers of one event need in a service without a store. A domain event's handlers run inside the unit
+        that published it; delivery options do not apply to them.
+
+        Raises:
+            ConfigurationError: not an event, a function of another shape, or a name that is taken.
+        """
+        definition = definition_of(event)
+
+        def register(function: F) -> F:
+            handler = Handler(
+                name=name or getattr(function, "__name__", ""),
+                event=definition,
+                function=function,
+                takes_context=_takes_context(function, self.name),
+                blocking=not inspect.iscoroutinefunction(function),
+                retry=retry or Retry(),
+                timeout=timeout,
+                ordering=ordering,
+                on_dead_letter=on_dead_letter,
+                repeatable=repeatable,
+                middleware=tuple(middleware),
+            )
+            self._check(handler)
+            self.handlers.append(handler)
+            return function
+
+        return register
+
+    def upcast(self, upcast: Upcast) -> Upcast:
+        """Use *upcast* when an older version of its event arrives; also usable above ``@upcast(...)``."""
+        self.upcasts.append(upcast)
+        return upcast
+
+    def lifespan(self, function: Lifespan) -> Lifespan:
+        """Open what handlers need at start and close it after the drain.
+
+        *function* takes the service and yields once: a mapping of plain values, found in ``context.resources``.
+        """
+        if self._lifespan is not None:
+            raise ConfigurationError(f"{self.name}: it has a lifespan already", hint="open both things in one")
+        self._lifespan = asynccontextmanager(function)
+        return function
+
+    def open_resources(self) -> AbstractAsyncContextManager[Resources]:
+        """Return the lifespan's context manager; it yields an empty mapping where there is none."""
+        return self._lifespan(self) if self._lifespan is not None else _nothing()
+
+    def _check(self, handler: Handler) -> None:
+        check_name(handler.name, "handler")
+        taken = [h for h in self.handlers if h.name == handler.name and h.event.type == handler.event.type]
+        if taken:
+            raise ConfigurationError(
+                f"{self.name}: two handlers of {handler.event.type} are named {handler.name!r}",
+                hint="give one of them name=…; it is part of the inbox mark",
+            )
+        if handler.timeout <= ZERO:
+            raise ConfigurationError(f"{self.name}.{handler.name}: timeout must be above zero")
+        if handler.ordering == "key" and handler.event.key is None:
+            raise ConfigurationError(
+                f"{self.name}.{handler.name}: ordering by key, but {handler.event.type} declares no key",
+                hint='add key="…" to its @event',
+            )
+
+
+def _takes_context(function: Callable[..., Any], service: str) -> bool:
+    """Whether *function* takes ``(event, context)`` rather than ``(event)``; anything else is refused."""
+    where = f"{service}.{getattr(function, '__name__', function)}"
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise ConfigurationError(f"{where}: a handler returns its events, it does not yield them")
+    parameters = list(inspect.signature(function).parameters.values())
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    needed = [p for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    if len(needed) > 2 or not positional or any(p.kind is p.KEYWORD_ONLY for p in needed):
+        raise ConfigurationError(
+            f"{where}: a handler takes (event) or (event, context), not {inspect.signature(function)}",
+            hint="what else it needs comes from the service's lifespan, in context.resources",
+        )
+    return len(positional) >= 2
+
+
+@asynccontextmanager
+async def _nothing() -> AsyncIterator[Resources]:
+    yield {}

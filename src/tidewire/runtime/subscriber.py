@@ -1,0 +1,187 @@
+"""Keeps one subscription alive: joins, notices when nothing moves, rebuilds from nothing, and says how it is."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from datetime import timedelta
+from typing import Protocol, runtime_checkable
+
+import msgspec
+
+from tidewire.chance import Jitter
+from tidewire.errors import ConfigurationError, TransportRefused, TransportUnavailable
+from tidewire.model import Stats, Subscription
+from tidewire.protocols import Receiver, Transport
+from tidewire.rules.retry import outage_delay
+from tidewire.runtime.consumer import Consumer
+
+__all__ = ["Health", "Subscriber", "first_of"]
+
+_logger = logging.getLogger("tidewire.consumer")
+
+
+@runtime_checkable
+class HasStats(Protocol):
+    """A transport that can say what waits."""
+
+    async def stats(self, topic: str, group: str) -> Stats:
+        """See `tidewire.protocols.Inspector`."""
+        ...
+
+
+class Health(msgspec.Struct, frozen=True, kw_only=True):
+    """How one subscription is. *ready* is false exactly when it is deaf: not joined, stuck, or waiting for
+    something that is down; *why* says which. *rebuilds* counts fresh starts after the first."""
+
+    ready: bool
+    why: str
+    rebuilds: int
+    progress: int
+    waiting: int
+
+
+class Subscriber:
+    """One subscription of one process, over as many memberships as it takes."""
+
+    def __init__(
+        self,
+        *,
+        transport: Transport,
+        subscription: Subscription,
+        make_consumer: Callable[[Receiver], Consumer],
+        jitter: Jitter,
+        stuck_after: timedelta = timedelta(seconds=60),
+    ) -> None:
+        self._transport = transport
+        self._subscription = subscription
+        self._make_consumer = make_consumer
+        self._jitter = jitter
+        self._stuck_after = stuck_after
+        self._consumer: Consumer | None = None
+        self._stopping = asyncio.Event()
+        self._failures = 0
+        self._why = "not joined yet"
+        self._stuck = False
+        self.joined = asyncio.Event()
+        self.rebuilds = -1
+
+    async def run(self) -> None:
+        """Until `stop`: be a member of the group. An outage or a stall ends the membership and begins another.
+
+        Raises:
+            ConfigurationError, TransportRefused: a person must change something first.
+        """
+        while not self._stopping.is_set():
+            self.rebuilds += 1
+            try:
+                await self._membership()
+            except* (ConfigurationError, TransportRefused) as group:
+                raise first_of(group) from None
+            except* Exception as group:  # an outage, or a defect of ours: counted, told, and begun anew
+                self._note_failure(first_of(group))
+            if not self._stopping.is_set():
+                await self._back_off()
+
+    def stop(self) -> None:
+        """End the membership gracefully; `run` returns when it has ended."""
+        self._stopping.set()
+        if self._consumer is not None:
+            self._consumer.stop()
+
+    def health(self) -> Health:
+        """Say how this subscription is, now."""
+        consumer = self._consumer
+        why = self._why
+        if consumer is not None and consumer.paused:
+            why = "waiting for something that is down"
+        return Health(
+            ready=not why and not self._stuck,
+            why=why or ("no progress" if self._stuck else ""),
+            rebuilds=max(self.rebuilds, 0),
+            progress=0 if consumer is None else consumer.progress,
+            waiting=0 if consumer is None else consumer.waiting,
+        )
+
+    async def _membership(self) -> None:
+        joining: AbstractAsyncContextManager[Receiver] = self._transport.subscribe(self._subscription)
+        async with joining as receiver:
+            consumer = self._consumer = self._make_consumer(receiver)
+            self._why = ""
+            self.joined.set()
+            if self._stopping.is_set():
+                consumer.stop()
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    watch = tasks.create_task(self._watch(consumer))
+                    await consumer.run()
+                    watch.cancel()
+            finally:
+                self._consumer = None
+                self._why = "not joined"
+                if consumer.progress:
+                    self._failures = 0
+
+    async def _watch(self, consumer: Consumer) -> None:
+        """Until cancelled, or nothing has moved for too long although something waits: then raise.
+
+        Deliveries that are here are not the broker's fault (a handler has its timeout, a hold its time), so this
+        looks at what waits at the broker while nothing is here. A member without lanes has nothing to be given.
+        """
+        if not isinstance(self._transport, HasStats):
+            await asyncio.Event().wait()
+        interval = self._stuck_after.total_seconds() / 4
+        still, last = 0, -1
+        while True:
+            await asyncio.sleep(interval)
+            moved, last = consumer.progress != last, consumer.progress
+            if moved or consumer.paused or consumer.waiting or not consumer.owns_lanes or not await self._backlog():
+                still, self._stuck = 0, False
+                continue
+            still += 1
+            self._stuck = still >= 2
+            if still >= 4:
+                raise TransportUnavailable(
+                    f"{self._subscription.group}: events wait, but none has come for {self._stuck_after}",
+                    hint="the membership is rebuilt; if this repeats, look at the broker",
+                )
+
+    async def _backlog(self) -> bool:
+        """Whether the broker has something ready for this group."""
+        assert isinstance(self._transport, HasStats)
+        try:
+            for topic in self._subscription.topics:
+                stats = await self._transport.stats(topic, self._subscription.group)
+                if stats.ready:
+                    return True
+        except TransportUnavailable:
+            return False
+        return False
+
+    def _note_failure(self, error: BaseException) -> None:
+        self._failures += 1
+        fields = {"group": self._subscription.group, "error_type": type(error).__name__, "failures": self._failures}
+        if isinstance(error, TransportUnavailable):
+            self._why = f"the broker is not there: {error.message}"
+            _logger.warning("tidewire.consumer.unavailable", extra=fields)
+        else:
+            self._why = f"the consumer failed: {type(error).__name__}"
+            _logger.error("tidewire.consumer.crashed", extra=fields, exc_info=error)
+
+    async def _back_off(self) -> None:
+        delay = outage_delay(min(self._failures, 8), self._jitter).total_seconds()
+        try:
+            async with asyncio.timeout(delay):
+                await self._stopping.wait()
+        except TimeoutError:
+            return
+
+
+def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return the first error inside a group of groups: the one that ended the others."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

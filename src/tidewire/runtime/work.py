@@ -1,0 +1,60 @@
+"""One delivery on its way through a process, and what came of running it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Sequence
+
+import msgspec
+
+from tidewire.model import DeadLetter, Delivery, Failure, Message, Outcome
+from tidewire.rules.lanes import Key, State
+from tidewire.runtime.plan import Bound, Route
+
+__all__ = ["Ran", "Work"]
+
+
+class Work:
+    """A delivery with what is known of it. Mutable, owned by one consumer.
+
+    *todo*: the handlers that have not taken effect. *verdict*: given up before it ran (undecodable, unknown
+    version …). *failure*: its failed attempts so far; *stored*: whether the store remembers something of it.
+    *held_row*: it has a row among the held keys, to be freed when it is handled. *started*: its start as a suspect
+    was written down in this life. *cancellable*: its handlers are running, so that a timeout may cancel them.
+    """
+
+    __slots__ = (
+        "alone", "cancellable", "delivery", "failure", "gone", "held_row", "held_since", "key", "outgoing", "retry_at",
+        "route", "started", "state", "stored", "timed_out", "todo", "verdict",
+    )  # fmt: skip
+
+    def __init__(self, delivery: Delivery, key: Key | None) -> None:
+        self.delivery = delivery
+        self.key = key
+        self.alone = delivery.suspect
+        self.gone = False
+        self.state: State = "new"
+        self.route: Route | None = None
+        self.todo: Sequence[Bound] = ()
+        self.verdict: DeadLetter | None = None
+        self.failure: Failure | None = None
+        self.stored = False
+        self.held_row = False
+        self.held_since = 0.0
+        self.retry_at = 0.0
+        self.outgoing: Sequence[Message] = ()
+        self.started = False
+        self.cancellable = False
+        self.timed_out = False
+
+
+class Ran(msgspec.Struct, frozen=True, gc=False):
+    """What running a work came to: the outcome is provisional until *durable* resolves (None: certain at once).
+
+    *messages* are to be moved with the ack, where there is no store to hold them. *failed* names the handler
+    whose failure decided the outcome.
+    """
+
+    outcome: Outcome
+    durable: Awaitable[None] | None = None
+    messages: Sequence[Message] = ()
+    failed: Bound | None = None
