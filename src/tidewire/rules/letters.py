@@ -54,7 +54,9 @@ def retried(delivery: Delivery, *, group: str, failure: Failure | None, not_befo
     )
 
 
-def dead_letter(delivery: Delivery, verdict: DeadLetter, *, group: str, failure: Failure | None, member: str) -> Message:
+def dead_letter(
+    delivery: Delivery, verdict: DeadLetter, *, group: str, failure: Failure | None, member: str
+) -> Message:
     """Return the dead letter of a delivery: original bytes and headers, and a failure record of fixed size."""
     message = delivery.message
     headers = {name: value for name, value in message.headers.items() if name != FAILURE}

@@ -29,7 +29,7 @@ class Retry(msgspec.Struct, frozen=True, kw_only=True):
     """How often and how patiently a failing event is tried.
 
     *attempts* counts handler calls, the first included; 1 means no retry. The n-th wait is drawn uniformly from
-    zero to ``first_delay × factor^(n-1)``, at most *max_delay* (full jitter).
+    zero to ``first_delay * factor ** (n - 1)``, at most *max_delay* (full jitter).
 
     Raises:
         ConfigurationError: attempts below 1, a negative delay, or a factor below 1.
@@ -113,9 +113,7 @@ def remember(failure: Failure | None, error: BaseException, *, now_us: int) -> F
     """Return *failure* with one more failed attempt. Its size does not grow with their number."""
     text, kind = describe(error), type(error).__name__
     if failure is None or failure.failures == 0:
-        return Failure(
-            failures=1, first_error=text, last_error=text, first_at=now_us, last_at=now_us, counts={kind: 1}
-        )
+        return Failure(failures=1, first_error=text, last_error=text, first_at=now_us, last_at=now_us, counts={kind: 1})
     counts = dict(failure.counts)
     if kind not in counts and len(counts) >= 16:
         kind = "other"

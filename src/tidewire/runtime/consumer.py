@@ -314,9 +314,9 @@ class Consumer:
                 await asyncio.sleep(0)
                 now = clock()
                 yield_at = now + _SLICE
-            if (work.alone or work.verdict is not None or not work.todo or self._holds.keys) and not await (
-                self._prepare(work)
-            ):
+            if (
+                work.alone or work.verdict is not None or not work.todo or self._holds.keys
+            ) and not await self._prepare(work):
                 continue
             worker.work = work
             worker.until = now + (work.route.seconds_max if work.route is not None else 0.0)
@@ -600,9 +600,10 @@ class Consumer:
 
     def _interrupt_if_starved(self) -> None:
         """Credit is back: a receive that asked for none must be asked anew."""
-        if self._receiving_limit == 0 and not self._paused:
-            if (self._subscription.prefetch - self._schedule.outstanding) * 4 >= self._subscription.prefetch:
-                self._interrupt()
+        prefetch = self._subscription.prefetch
+        enough = (prefetch - self._schedule.outstanding) * 4 >= prefetch
+        if enough and self._receiving_limit == 0 and not self._paused:
+            self._interrupt()
 
     def _check_drained(self) -> None:
         for lane in [lane for lane in self._revoking if not self._schedule.of(lane)]:
@@ -646,4 +647,3 @@ class Consumer:
                 detail,
             )
         )
-

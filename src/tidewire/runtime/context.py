@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic
 
-from tidewire.model import Envelope, Message, ZERO
+from tidewire.model import ZERO, Envelope, Message
 from tidewire.protocols import Unit
 from tidewire.rules.cloudevents import envelope_of
 

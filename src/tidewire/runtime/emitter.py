@@ -56,7 +56,8 @@ class Emitter:
         class, with the object. What a listener raises, rises, and the later ones are not called. Listeners added
         meanwhile wait for the next `emit`.
         """
-        name, given = (event, arguments) if isinstance(event, str) else (type(event), (event, *arguments))
+        name: Hashable = event if isinstance(event, str) else type(event)
+        given = arguments if isinstance(event, str) else (event, *arguments)
         registered = list(self._listeners.get(name, ()))
         for listener, once in registered:
             if once:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import copy_context
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 __all__ = ["Isolated"]
@@ -40,11 +41,11 @@ class Isolated(Generic[T]):
                 run(coroutine.close)
                 raise
             except BaseException as error:
-                step, argument = coroutine.throw, error
+                resume = partial(coroutine.throw, error)
             else:
-                step, argument = coroutine.send, value
+                resume = partial(coroutine.send, value)
             try:
-                waited_for = run(step, argument)
+                waited_for = run(resume)
             except StopIteration as stop:
                 result = stop.value
                 return result

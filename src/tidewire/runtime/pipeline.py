@@ -23,7 +23,7 @@ from tidewire.model import (
     Reason,
     Unavailable,
 )
-from tidewire.protocols import Clock, Store, Unit
+from tidewire.protocols import Clock, Store
 from tidewire.rules.cloudevents import from_structured, is_structured
 from tidewire.rules.events import definition_of
 from tidewire.rules.letters import FAILURE, failure_in

@@ -125,13 +125,13 @@ def _problems(
                 f"{first.cls.__qualname__}; use one class, and @upcast for older versions"
             )
         if ordering == "key" and not capabilities.order:
-            problems.append(f"{where}: this broker cannot keep order by key; say ordering=\"none\"")
+            problems.append(f'{where}: this broker cannot keep order by key; say ordering="none"')
         if handler.on_dead_letter == "hold_key" and not has_store:
-            problems.append(f"{where}: on_dead_letter=\"hold_key\" needs a store; give one, or say \"continue\"")
+            problems.append(f'{where}: on_dead_letter="hold_key" needs a store; give one, or say "continue"')
         if ordering == "key" and not has_store and handler.on_dead_letter is None:
             problems.append(
                 f"{where}: ordered and without a store, so what follows a dead letter goes on; "
-                f"say on_dead_letter=\"continue\", or give the service a store"
+                f'say on_dead_letter="continue", or give the service a store'
             )
         if len(handlers) > 1 and not has_store and not handler.repeatable:
             problems.append(
@@ -169,5 +169,3 @@ async def _in_thread(
     loop = asyncio.get_running_loop()
     arguments = (event, SyncContext[Any](context, loop)) if takes_context else (event,)
     return await loop.run_in_executor(executor, partial(contextvars.copy_context().run, function, *arguments))
-
-

@@ -54,7 +54,7 @@ class Publisher:
         event: object,
         *,
         tx: Any = None,
-        id: str = "",  # noqa: A002 - CloudEvents' own word
+        id: str = "",
         delay: timedelta = ZERO,
         at: datetime | None = None,
         headers: Mapping[str, str] | None = None,

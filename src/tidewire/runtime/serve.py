@@ -162,7 +162,9 @@ async def running(
                     lease=options.lease,
                     grace=options.grace,
                 )
-                subscribers.append(_subscriber(subscription, pipeline, transport, store, options, parts, observer, service))
+                subscribers.append(
+                    _subscriber(subscription, pipeline, transport, store, options, parts, observer, service)
+                )
         relay = None
         if store is not None and options.relay:
             relay = Relay(

@@ -21,7 +21,7 @@ class Topology:
         self._known: set[str] = set()
 
     async def ensure(self, topics: Iterable[str]) -> None:
-        """Create those of *topics* that are missing, where creating is allowed; else leave it to the broker to refuse."""
+        """Create those of *topics* that are missing, where that is allowed; else the broker refuses what it lacks."""
         missing = [name for name in dict.fromkeys(topics) if name not in self._known]
         if missing and self._create:
             await self._transport.provision([TopicSpec(name, lanes=self._lanes) for name in missing], ())
