@@ -1,6 +1,6 @@
 """One membership in a group: receive in batches, run one event per key, settle in batches.
 
-The trip of a message: `Consumer._work` → `Isolated` → `Pipeline.process` → the handler. Only this file and its
+The trip of a message: `Workers._work` → `Isolated` → `Pipeline.process` → the handler. Only this file and its
 `Settler` settle. Everything here runs on the event loop; what is bounded: deliveries by ``prefetch``, handlers
 by ``concurrency``, holds by ``max_hold``.
 """
@@ -19,9 +19,7 @@ from tidewire.errors import LaneFenced, StoreUnavailable, TransportUnavailable
 from tidewire.model import (
     DeadLetter,
     Delivery,
-    Fact,
     Guard,
-    Handled,
     LaneEvent,
     Message,
     Reason,
@@ -31,20 +29,20 @@ from tidewire.model import (
 )
 from tidewire.protocols import Clock, Observer, Receiver, Store
 from tidewire.rules.lanes import Schedule
-from tidewire.rules.letters import dead_letter, retried, topic_of
+from tidewire.rules.letters import dead_letter, retried
 from tidewire.rules.retry import outage_delay
 from tidewire.runtime.holds import Holds
-from tidewire.runtime.isolated import Isolated
+from tidewire.runtime.intake import Intake
+from tidewire.runtime.notes import Notes
 from tidewire.runtime.pipeline import Pipeline
-from tidewire.runtime.producer import published
+from tidewire.runtime.records import Records
 from tidewire.runtime.settler import Settler
 from tidewire.runtime.work import Ran, Work
+from tidewire.runtime.workers import Workers
 
 __all__ = ["Consumer", "Limits"]
 
 _logger = logging.getLogger("tidewire.consumer")
-_WAIT = timedelta(seconds=30)
-_SLICE = 0.004
 _STARTS_MAX = 3
 
 
@@ -54,18 +52,6 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     concurrency: int = 64
     max_hold: timedelta = timedelta(minutes=10)
     grace: timedelta = timedelta(seconds=10)
-
-
-class Worker:
-    """A long-lived task that runs one work after another, and what its timer needs to know."""
-
-    __slots__ = ("task", "until", "wake", "work")
-
-    def __init__(self) -> None:
-        self.task: asyncio.Task[None] | None = None
-        self.wake: asyncio.Future[None] | None = None
-        self.work: Work | None = None
-        self.until = 0.0
 
 
 class Consumer:
@@ -93,26 +79,21 @@ class Consumer:
         self._limits = limits
         self._clock = clock
         self._jitter = jitter
-        self._observer = observer
         self._schedule: Schedule[Work] = Schedule()
-        self._settler = Settler(receiver, self, self._finish)
         self._holds = Holds(store, self._group, subscription.topics)
+        self._records = Records(store, self._group, self._holds)
+        self._settler = Settler(receiver, self, self._records.finish)
+        self._notes = Notes(observer, clock, self._group)
         self._epochs: dict[str, int] = {}
         self._revoking: set[str] = set()
-        self._idlers: list[Worker] = []
-        self._workers: list[Worker] = []
+        self._intake = Intake(receiver)
+        self._workers = Workers(self._schedule, self, process=pipeline.process, concurrency=limits.concurrency)
         self._tasks: asyncio.TaskGroup | None = None
         self._loop = asyncio.get_running_loop()
-        self._timer: asyncio.TimerHandle | None = None
         self._stopping = asyncio.Event()
         self._changed = asyncio.Event()
-        self._receiving_limit: int | None = None
-        self._interrupted = False
-        self._intake: asyncio.Task[None] | None = None
         self._outages = 0
         self._paused = False
-        self._facts: list[Fact] = []
-        self._first_suspect = True
         self.progress = 0
         self.received_at = self._loop.time()
 
@@ -127,17 +108,18 @@ class Consumer:
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
             stages = [tasks.create_task(self._settler.confirm()), tasks.create_task(self._settler.settle())]
-            self._intake = tasks.create_task(self._receive_all())
-            await self._intake
+            self._workers.start(tasks)
+            await tasks.create_task(self._receive_all())
             await self._drain()
-            for task in [*stages, *(worker.task for worker in self._workers if worker.task is not None)]:
-                task.cancel()
+            self._workers.cancel()
+            for stage in stages:
+                stage.cancel()
             await self._forgive()
 
     def stop(self) -> None:
         """Take in nothing more; `run` returns when what is running has been settled, or at the end of the grace."""
         self._stopping.set()
-        self._interrupt()
+        self._intake.interrupt()
 
     @property
     def paused(self) -> bool:
@@ -165,14 +147,12 @@ class Consumer:
                     await self._changed.wait()
             except TimeoutError:
                 self._settler.release([work.delivery for work in self._schedule.withdraw()])
-        if self._timer is not None:
-            self._timer.cancel()
 
     async def _forgive(self) -> None:
         """A suspect that we stopped ourselves has not killed anybody: its start does not count."""
         for work in self._schedule.of(None):
-            if work.started and work.stored and self._store is not None:
-                await self._forget_attempts(work)
+            if work.started:
+                await self._records.forget(work)
 
     # --- intake -----------------------------------------------------------------------------------------------
 
@@ -182,7 +162,7 @@ class Consumer:
         except StoreUnavailable as error:
             raise TransportUnavailable(f"the store cannot be read: {error.message}") from error
         while not self._stopping.is_set():
-            items = await self._receive(self._credit())
+            items = await self._intake.receive(self._credit())
             if items:
                 await self._take_in(items)
 
@@ -195,25 +175,6 @@ class Consumer:
         if credit <= 0:
             self._relieve()
         return credit if credit * 4 >= prefetch else 0
-
-    async def _receive(self, limit: int) -> Sequence[Delivery | LaneEvent]:
-        """Call `Receiver.receive` in a way that `_interrupt` can end; cancelling it loses nothing by contract."""
-        self._receiving_limit = limit
-        try:
-            return await self._receiver.receive(limit, _WAIT)
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if not self._interrupted or task is None or task.uncancel() > 0:
-                raise
-            return ()
-        finally:
-            self._receiving_limit = None
-            self._interrupted = False
-
-    def _interrupt(self) -> None:
-        if self._receiving_limit is not None and not self._interrupted and self._intake is not None:
-            self._interrupted = True
-            self._intake.cancel()
 
     async def _take_in(self, items: Sequence[Delivery | LaneEvent]) -> None:
         works: list[Work] = []
@@ -241,13 +202,13 @@ class Consumer:
                 self._pause(error)
                 await self._resumed()
         for work in skipped:
-            self._note("skipped", work)
+            self._notes.note("skipped", work)
             self._settler.ack(work)
         gone = set(map(id, skipped))
         for work in works:
             if id(work) not in gone:
                 self._schedule.add(work)
-        self._wake()
+        self._workers.wake()
 
     async def _lane_event(self, event: LaneEvent) -> None:
         lane = event.lane
@@ -281,97 +242,31 @@ class Consumer:
                 await self._resumed()
         self._epochs[lane] = epoch
 
-    # --- workers ----------------------------------------------------------------------------------------------
+    # --- what the workers ask ---------------------------------------------------------------------------------
 
-    def _wake(self) -> None:
-        """Let one more worker run if there is something to run; a worker that has to wait wakes the next."""
-        if self._paused or not self._schedule.has_ready:
-            return
-        while self._idlers:
-            wake = self._idlers.pop().wake
-            if wake is not None and not wake.done():
-                wake.set_result(None)
-                return
-        if len(self._workers) < self._limits.concurrency and self._tasks is not None:
-            worker = Worker()
-            self._workers.append(worker)
-            worker.task = self._tasks.create_task(self._work(worker))
+    def halted(self) -> bool:
+        """Whether nothing may start: something is down, or we are stopping."""
+        return self._paused or self._stopping.is_set()
 
-    async def _work(self, worker: Worker) -> None:
-        """Until cancelled: take what is ready, run it, conclude it."""
-        clock = self._loop.time
-        yield_at = clock() + _SLICE
-        while True:
-            work = None if self._paused or self._stopping.is_set() else self._schedule.take()
-            if work is None:
-                worker.wake = self._loop.create_future()
-                self._idlers.append(worker)
-                await worker.wake
-                yield_at = clock() + _SLICE
-                continue
-            now = clock()
-            if now > yield_at:  # handlers that never wait must not starve intake, commits and settles
-                await asyncio.sleep(0)
-                now = clock()
-                yield_at = now + _SLICE
-            if (
-                work.alone or work.verdict is not None or not work.todo or self._holds.keys
-            ) and not await self._prepare(work):
-                continue
-            worker.work = work
-            worker.until = now + (work.route.seconds_max if work.route is not None else 0.0)
-            if self._timer is None or worker.until < self._timer.when():
-                self._arm(worker.until)
-            ran = await Isolated(self._pipeline.process(work), self._wake)
-            worker.work = None
-            if work.timed_out:
-                self._swallowed(worker, work)
-            self._schedule.conclude(work)
-            if isinstance(ran.outcome, Handled):
-                self._handled(work, ran, now)
-            else:
-                await self._not_handled(work, ran)
+    def special(self, work: Work) -> bool:
+        """Whether *work* needs more than its handlers: a suspect, a known event, a verdict, or some key is held."""
+        return work.alone or work.verdict is not None or not work.todo or bool(self._holds.keys)
 
-    def _swallowed(self, worker: Worker, work: Work) -> None:
-        """The timeout came and the handler went on all the same, to its end: what it did counts."""
-        work.timed_out = False
-        if worker.task is not None:
-            worker.task.uncancel()
-
-    def _arm(self, when: float) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = self._loop.call_at(when, self._expire)
-
-    def _expire(self) -> None:
-        """Cancel the workers whose handler ran out of time, and arm the timer for the next that may."""
-        now = self._loop.time()
-        self._timer = None
-        busy = [worker for worker in self._workers if worker.work is not None]
-        for worker in busy:
-            if worker.until <= now and worker.work is not None and worker.work.cancellable and worker.task:
-                worker.work.cancellable = False
-                worker.work.timed_out = True
-                worker.task.cancel()
-        later = [worker.until for worker in busy if worker.until > now]
-        if later:
-            self._arm(min(later))
-
-    async def _prepare(self, work: Work) -> bool:
+    async def prepare(self, work: Work) -> bool:
         """Deal with what needs more than a handler; True if *work* is to be run."""
         try:
             verdict = await self._verdict_before_running(work)
             if verdict is None and work.todo:
                 return True
             if verdict is None:
-                await self._finish(work)
+                await self._records.finish(work)
         except StoreUnavailable as error:
             self._schedule.conclude(work)
             self._unavailable(work, error)
             return False
         self._schedule.conclude(work)
         if verdict is None:
-            self._note("known", work)
+            self._notes.note("known", work)
             self._settler.ack(work)
             self.confirmed(work)
         elif isinstance(verdict, Message):
@@ -387,30 +282,15 @@ class Consumer:
             return follow
         if work.verdict is not None or not work.todo:
             return work.verdict
-        if work.delivery.suspect and not work.started and await self._starts(work) > _STARTS_MAX:
+        if work.delivery.suspect and not work.started and await self._records.starts(work) > _STARTS_MAX:
             return DeadLetter(Reason.POISON, f"{_STARTS_MAX} starts of this event ended with the death of the process")
         return None
 
-    async def _starts(self, work: Work) -> int:
-        """Write down the start of a suspect and return how many have not ended, this one included.
-
-        Without a store the broker's own count has to do. It counts whatever was in flight when a process died,
-        so it convicts only the first suspect of a life: suspects run alone and in order, hence the one that
-        kills comes first again.
-        """
-        message = work.delivery.message
-        work.started = True
-        if self._store is None or not message.id:
-            first, self._first_suspect = self._first_suspect, False
-            return work.delivery.attempt if first else 1
-        work.stored = True
-        return await self._store.attempts.begin(self._group, message.source, message.id)
-
     # --- outcomes ---------------------------------------------------------------------------------------------
 
-    def _handled(self, work: Work, ran: Ran, started: float) -> None:
-        if self._observer is not None:
-            self._note("processed", work, took_us=int((self._loop.time() - started) * 1e6))
+    def handled(self, work: Work, ran: Ran, seconds: float) -> None:
+        """Its handlers ended well: ack it once their unit is durable."""
+        self._notes.note("processed", work, seconds=seconds)
         self._outages = 0
         if work.gone:
             self._forget(work)
@@ -423,7 +303,8 @@ class Consumer:
             self._settler.ack(work)
             self.confirmed(work)
 
-    async def _not_handled(self, work: Work, ran: Ran) -> None:
+    async def not_handled(self, work: Work, ran: Ran) -> None:
+        """Its handlers failed, it cannot be read, or something is down: decide what becomes of it."""
         outcome = ran.outcome
         if work.gone:
             self._forget(work)
@@ -437,7 +318,7 @@ class Consumer:
             await self._give_up(work, outcome, hold=hold)
 
     async def _retry(self, work: Work, outcome: RetryLater) -> None:
-        self._note("retried", work, detail=type(outcome.error).__name__)
+        self._notes.note("retried", work, detail=type(outcome.error).__name__)
         fields = {"event_id": work.delivery.message.id, "group": self._group}
         _logger.warning(
             "tidewire.consumer.retry",
@@ -456,11 +337,11 @@ class Consumer:
         work.retry_at = now + seconds
         self._schedule.hold(work)
         self._loop.call_at(work.retry_at, self._unhold, work)
-        self._wake()
+        self._workers.wake()
 
     def _unhold(self, work: Work) -> None:
         if self._schedule.resume(work):
-            self._wake()
+            self._workers.wake()
 
     def _postpone(self, work: Work, delay: timedelta) -> None:
         """Send *work* through the inbox channel; nothing waits for it."""
@@ -487,14 +368,13 @@ class Consumer:
                 self._unavailable(work, error)
                 return
         failure = work.failure
-        self._note("dead_lettered", work, detail=verdict.reason.value)
+        self._notes.note("dead_lettered", work, detail=verdict.reason.value)
         fields = {"event_id": work.delivery.message.id, "group": self._group, "reason": verdict.reason.value}
         _logger.error("tidewire.consumer.dead_letter", extra=fields)
         letter = dead_letter(
             work.delivery, verdict, group=self._group, failure=failure, member=self._subscription.member
         )
-        if work.stored and self._store is not None:
-            await self._forget_attempts(work)
+        await self._records.forget(work)
         self._settler.move(work, [letter])
 
     def _holds_by_default(self, work: Work) -> bool:
@@ -520,8 +400,7 @@ class Consumer:
 
     def _resume(self) -> None:
         self._paused = False
-        for _ in range(len(self._idlers) + 1):
-            self._wake()
+        self._workers.wake_all()
         self._changed.set()
         self._interrupt_if_starved()
 
@@ -546,7 +425,7 @@ class Consumer:
         """Somebody else owns its lane now."""
         self._schedule.free(work)
         self._schedule.settled(work)
-        self._note("lost", work)
+        self._notes.note("lost", work)
         self._after_settle()
 
     # --- what the settler tells -----------------------------------------------------------------------------------
@@ -555,14 +434,14 @@ class Consumer:
         """The effect is durable: the next event of its key may start."""
         self._schedule.free(work)
         if self._schedule.has_ready:
-            self._wake()
+            self._workers.wake()
 
     def again(self, work: Work, error: Exception, *, alone: bool) -> None:
         """Nothing of the work is stored: run it again, uncounted."""
         work.alone = work.alone or alone
         self._schedule.back(work)
         if alone:
-            self._wake()
+            self._workers.wake()
         else:
             self._pause(error)
 
@@ -581,13 +460,7 @@ class Consumer:
             self._forget(work)
         self.progress += len(works)
         self._pipeline.earned(len(works))
-        if self._observer is not None:
-            now = self._clock.now_us()
-            for work in works:
-                self._facts.extend(published(message, now) for message in work.outgoing)
-                self._note("settled", work)
-            facts, self._facts = self._facts, []
-            self._observer.record(facts)
+        self._notes.settled(works)
         self._after_settle()
 
     def _after_settle(self) -> None:
@@ -596,54 +469,17 @@ class Consumer:
         if self._revoking:
             self._check_drained()
         if self._schedule.has_ready:
-            self._wake()
+            self._workers.wake()
 
     def _interrupt_if_starved(self) -> None:
         """Credit is back: a receive that asked for none must be asked anew."""
         prefetch = self._subscription.prefetch
         enough = (prefetch - self._schedule.outstanding) * 4 >= prefetch
-        if enough and self._receiving_limit == 0 and not self._paused:
-            self._interrupt()
+        if enough and self._intake.starved and not self._paused:
+            self._intake.interrupt()
 
     def _check_drained(self) -> None:
         for lane in [lane for lane in self._revoking if not self._schedule.of(lane)]:
             self._revoking.discard(lane)
             self._epochs.pop(lane, None)
             self._settler.drained(lane)
-
-    async def _finish(self, work: Work) -> None:
-        """Its effect is durable: drop what the store remembered of its failures, and its row among the held.
-
-        Raises:
-            StoreUnavailable: the held row is still there; the key would wait for ever, so it must be tried again.
-        """
-        if work.held_row:
-            await self._holds.free(work)
-        if work.stored:
-            await self._forget_attempts(work)
-
-    async def _forget_attempts(self, work: Work) -> None:
-        message = work.delivery.message
-        assert self._store is not None
-        try:
-            await self._store.attempts.forget(self._group, message.source, message.id)
-        except StoreUnavailable as error:  # a row too many; nothing depends on it
-            _logger.warning("tidewire.consumer.attempts_left", extra={"error_type": type(error).__name__})
-        work.stored = False
-
-    def _note(self, kind: str, work: Work, *, took_us: int = 0, detail: str = "") -> None:
-        if self._observer is None:
-            return
-        message = work.delivery.message
-        self._facts.append(
-            Fact(
-                kind,
-                message.headers.get("ce-type", ""),
-                message.id,
-                topic_of(message.to),
-                self._group,
-                self._clock.now_us(),
-                took_us,
-                detail,
-            )
-        )

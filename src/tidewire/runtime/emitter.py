@@ -56,7 +56,7 @@ class Emitter:
         class, with the object. What a listener raises, rises, and the later ones are not called. Listeners added
         meanwhile wait for the next `emit`.
         """
-        name: Hashable = event if isinstance(event, str) else type(event)
+        name: Any = event if isinstance(event, str) else type(event)
         given = arguments if isinstance(event, str) else (event, *arguments)
         registered = list(self._listeners.get(name, ()))
         for listener, once in registered:

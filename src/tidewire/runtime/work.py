@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Sequence
 
 import msgspec
 
-from tidewire.model import DeadLetter, Delivery, Failure, Message, Outcome
+from tidewire.model import DeadLetter, Delivery, Failure, Handled, Message, Outcome
 from tidewire.rules.lanes import Key, State
 from tidewire.runtime.plan import Bound, Route
 
@@ -58,3 +58,8 @@ class Ran(msgspec.Struct, frozen=True, gc=False):
     durable: Awaitable[None] | None = None
     messages: Sequence[Message] = ()
     failed: Bound | None = None
+
+    @property
+    def handled(self) -> bool:
+        """Whether the handlers ended well; the commit may still fail."""
+        return type(self.outcome) is Handled

@@ -1,0 +1,170 @@
+"""The tasks that run handlers: long-lived, as many as have something to do, each one event at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
+
+from tidewire.rules.lanes import Schedule
+from tidewire.runtime.isolated import Isolated
+from tidewire.runtime.work import Ran, Work
+
+__all__ = ["Decider", "Workers"]
+
+_SLICE = 0.004
+
+
+class Decider(Protocol):
+    """What the workers ask and tell the consumer."""
+
+    def halted(self) -> bool:
+        """Whether nothing may start now."""
+        ...
+
+    def special(self, work: Work) -> bool:
+        """Whether *work* needs `prepare` before it may run."""
+        ...
+
+    async def prepare(self, work: Work) -> bool:
+        """Deal with a special work; True if it is to be run now."""
+        ...
+
+    def handled(self, work: Work, ran: Ran, seconds: float) -> None:
+        """The handlers ended well after *seconds*."""
+        ...
+
+    async def not_handled(self, work: Work, ran: Ran) -> None:
+        """They did not."""
+        ...
+
+
+class Worker:
+    """One task, and what the timer needs to know of it."""
+
+    __slots__ = ("task", "until", "wake", "work")
+
+    def __init__(self) -> None:
+        self.task: asyncio.Task[None] | None = None
+        self.wake: asyncio.Future[None] | None = None
+        self.work: Work | None = None
+        self.until = 0.0
+
+
+class Workers:
+    """At most *concurrency* workers over one schedule.
+
+    A worker that has to wait wakes the next, so that handlers which never wait all run in one task, and those
+    which do overlap. One timer serves all time-outs.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule[Work],
+        decider: Decider,
+        *,
+        process: Callable[[Work], Coroutine[Any, Any, Ran]],
+        concurrency: int,
+    ) -> None:
+        self._schedule = schedule
+        self._decider = decider
+        self._process = process
+        self._concurrency = concurrency
+        self._loop = asyncio.get_running_loop()
+        self._all: list[Worker] = []
+        self._idle: list[Worker] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._tasks: asyncio.TaskGroup | None = None
+
+    def start(self, tasks: asyncio.TaskGroup) -> None:
+        """Own tasks in *tasks* from now on; they are made when there is something to do."""
+        self._tasks = tasks
+
+    def cancel(self) -> None:
+        """Cancel every worker: what it runs is cut off and stays unsettled."""
+        if self._timer is not None:
+            self._timer.cancel()
+        for worker in self._all:
+            if worker.task is not None:
+                worker.task.cancel()
+
+    def wake(self) -> None:
+        """Let one more worker look for work if there is any."""
+        if not self._schedule.has_ready or self._decider.halted():
+            return
+        while self._idle:
+            wake = self._idle.pop().wake
+            if wake is not None and not wake.done():
+                wake.set_result(None)
+                return
+        if len(self._all) < self._concurrency and self._tasks is not None:
+            worker = Worker()
+            self._all.append(worker)
+            worker.task = self._tasks.create_task(self._work(worker))
+
+    def wake_all(self) -> None:
+        """Let every idle worker look for work."""
+        for _ in range(len(self._idle) + 1):
+            self.wake()
+
+    async def _work(self, worker: Worker) -> None:
+        """Until cancelled: take what is ready, run it, pass on what came of it."""
+        clock, decider, schedule = self._loop.time, self._decider, self._schedule
+        yield_at = clock() + _SLICE
+        while True:
+            work = None if decider.halted() else schedule.take()
+            if work is None:
+                worker.wake = self._loop.create_future()
+                self._idle.append(worker)
+                await worker.wake
+                yield_at = clock() + _SLICE
+                continue
+            started = clock()
+            if started > yield_at:  # handlers that never wait must not starve intake, commits and settles
+                await asyncio.sleep(0)
+                started = clock()
+                yield_at = started + _SLICE
+            if decider.special(work) and not await decider.prepare(work):
+                continue
+            worker.work = work
+            worker.until = started + (work.route.seconds_max if work.route is not None else 0.0)
+            if self._timer is None or worker.until < self._timer.when():
+                self._arm(worker.until)
+            ran = await Isolated(self._process(work), self.wake)
+            worker.work = None
+            if work.timed_out:
+                self._swallowed(worker, work)
+            schedule.conclude(work)
+            if ran.handled:
+                decider.handled(work, ran, clock() - started)
+            else:
+                await decider.not_handled(work, ran)
+
+    def _swallowed(self, worker: Worker, work: Work) -> None:
+        """The time-out came and the handler went on all the same, to its end: what it did counts."""
+        work.timed_out = False
+        if worker.task is not None:
+            worker.task.uncancel()
+
+    def _arm(self, when: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(when, self._expire)
+
+    def _expire(self) -> None:
+        """Cancel the workers whose handlers ran out of time, and arm the timer for the next that may."""
+        now = self._loop.time()
+        self._timer = None
+        later: list[float] = []
+        for worker in self._all:
+            work = worker.work
+            if work is None:
+                continue
+            if worker.until > now:
+                later.append(worker.until)
+            elif work.cancellable and worker.task is not None:
+                work.cancellable = False
+                work.timed_out = True
+                worker.task.cancel()
+        if later:
+            self._arm(min(later))
