@@ -186,6 +186,7 @@ class MemoryReceiver:
             TransportUnavailable: the broker's *down* switch is on.
             TransportClosed: the group was left.
         """
+        self._check()
         await asyncio.sleep(0)  # or a consumer of a long backlog would never let others run
         loop = asyncio.get_running_loop()
         end = loop.time() + wait.total_seconds()
