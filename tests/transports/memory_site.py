@@ -9,7 +9,6 @@ from datetime import datetime, timedelta
 
 from tidewire.clock import SystemClock, microseconds
 from tidewire.model import Address, Delivery, LaneEvent, Message, Move, Receipt, Release, Settlement, Subscription
-from tidewire.protocols import Transport
 from tidewire.testing.transports import Client, Faults, Site, forward
 from tidewire.transports.memory import MemoryBroker, MemoryReceiver, MemoryTransport, open_memory_transport
 
@@ -117,25 +116,27 @@ class _Spy:
             yield receiver
 
 
+Opened = Callable[[MemoryBroker], AbstractAsyncContextManager[MemoryTransport]]
+
+
 @asynccontextmanager
-async def spawn(broker: MemoryBroker) -> AsyncGenerator[Client]:
-    """Start a client of *broker*; leaving kills it."""
+async def spawn(opened: AbstractAsyncContextManager[MemoryTransport]) -> AsyncGenerator[Client]:
+    """Start a client; leaving kills it."""
     async with asyncio.TaskGroup() as tasks, AsyncExitStack() as stack:
-        client = MemoryClient(await stack.enter_async_context(open_memory_transport(broker)), stack, tasks)
+        client = MemoryClient(await stack.enter_async_context(opened), stack, tasks)
         try:
             yield client
         finally:
             await client.kill()
 
 
-def memory_site(
-    opened: Callable[[MemoryBroker], AbstractAsyncContextManager[Transport]] = open_memory_transport,
-) -> Site:
+def memory_site(opened: Opened = open_memory_transport, *, patience: float = 8.0) -> Site:
     """Return a site with a broker of its own; *opened* may put something between the suite and the transport."""
     clock = JumpingClock()
     broker = MemoryBroker(clock=clock)
     return Site(
         open=lambda: opened(broker),
-        faults=Faults(spawn=lambda: spawn(broker), shift=clock.jump),
+        faults=Faults(spawn=lambda: spawn(opened(broker)), shift=clock.jump),
+        patience=patience,
         apart=lambda: memory_site(opened),
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import count
@@ -38,7 +39,7 @@ from tidewire.testing.transports.clients import Client
 __all__ = [
     "GRACE",
     "LEASE",
-    "WITHIN",
+    "PATIENCE",
     "Bench",
     "Faults",
     "Reader",
@@ -57,8 +58,8 @@ _Act = TypeVar("_Act")
 
 LEASE = timedelta(milliseconds=400)
 GRACE = timedelta(milliseconds=200)
-WITHIN = 8.0
-"""Seconds within which what must happen has happened. Only a failing test waits so long."""
+PATIENCE: ContextVar[float] = ContextVar("PATIENCE")
+"""Seconds within which what must happen has happened; set from the site, for the length of a case."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,12 +79,14 @@ class Faults:
 class Site:
     """One broker, empty or shared: *open* makes another client of it each time.
 
-    *apart* returns a site that a second event loop in another thread may use at the same time; without it, this
-    one may be used so.
+    *patience* is how many seconds what must happen may take; only a case that fails waits so long. *apart*
+    returns a site that a second event loop in another thread may use at the same time; without it, this one may
+    be used so.
     """
 
     open: Callable[[], AbstractAsyncContextManager[Transport]]
     faults: Faults = Faults()  # frozen
+    patience: float = 8.0
     apart: Callable[[], Site] | None = None
 
     def elsewhere(self) -> Site:
@@ -289,32 +292,32 @@ class Reader:
                 self.lanes.pop(lane, None)
             await self.receiver.steer(drained=drained)
 
-    async def take(self, number: int, *, within: float = WITHIN) -> list[Delivery]:
+    async def take(self, number: int, *, within: float | None = None) -> list[Delivery]:
         """Receive until there are *number* deliveries, and no more than that; leave them unsettled."""
-        end = asyncio.get_running_loop().time() + within
+        end = _end(within)
         found: list[Delivery] = []
         while len(found) < number and asyncio.get_running_loop().time() < end:
             found += await self.poll(number - len(found))
-        assert number == len(found), f"only {len(found)} of {number} deliveries came within {within} s"
+        assert number == len(found), f"only {len(found)} of {number} deliveries came in time"
         return found
 
-    async def consume(self, number: int, *, within: float = WITHIN) -> list[Delivery]:
+    async def consume(self, number: int, *, within: float | None = None) -> list[Delivery]:
         """Receive and ack *number* deliveries."""
-        end = asyncio.get_running_loop().time() + within
+        end = _end(within)
         found: list[Delivery] = []
         while len(found) < number and asyncio.get_running_loop().time() < end:
             batch = await self.poll(number - len(found))
             await self.ack(batch)
             found += batch
-        assert number == len(found), f"only {len(found)} of {number} deliveries came within {within} s"
+        assert number == len(found), f"only {len(found)} of {number} deliveries came in time"
         return found
 
-    async def until_owner(self, number: int = 1, *, within: float = WITHIN) -> None:
+    async def until_owner(self, number: int = 1, *, within: float | None = None) -> None:
         """Wait until at least *number* lanes are ours; no delivery is taken."""
-        end = asyncio.get_running_loop().time() + within
+        end = _end(within)
         while len(self.lanes) < number and asyncio.get_running_loop().time() < end:
             await self.poll(0)
-        assert number <= len(self.lanes), f"only {len(self.lanes)} of {number} lanes were assigned within {within} s"
+        assert number <= len(self.lanes), f"only {len(self.lanes)} of {number} lanes were assigned in time"
 
     async def silence(self, seconds: float) -> None:
         """Demand that nothing is delivered for so long."""
@@ -345,10 +348,10 @@ class Reader:
         await self._drain()
 
 
-async def consume_all(readers: Sequence[Reader], number: int, *, within: float = WITHIN) -> list[list[Delivery]]:
+async def consume_all(readers: Sequence[Reader], number: int, *, within: float | None = None) -> list[list[Delivery]]:
     """Let members ack *number* deliveries between them, side by side; return what each had, in its order."""
     found: list[list[Delivery]] = [[] for _ in readers]
-    end = asyncio.get_running_loop().time() + within
+    end = _end(within)
 
     async def run(reader: Reader, mine: list[Delivery]) -> None:
         while sum(map(len, found)) < number and asyncio.get_running_loop().time() < end:
@@ -360,15 +363,15 @@ async def consume_all(readers: Sequence[Reader], number: int, *, within: float =
         for reader, mine in zip(readers, found, strict=True):
             tasks.create_task(run(reader, mine))
     total = sum(map(len, found))
-    assert number <= total, f"only {total} of {number} deliveries came within {within} s"
+    assert number <= total, f"only {total} of {number} deliveries came in time"
     return found
 
 
-async def eventually(holds: Callable[[], Awaitable[bool]], what: str, *, within: float = WITHIN) -> None:
+async def eventually(holds: Callable[[], Awaitable[bool]], what: str, *, within: float | None = None) -> None:
     """Wait until *holds* answers true."""
-    end = asyncio.get_running_loop().time() + within
+    end = _end(within)
     while not await holds():
-        assert asyncio.get_running_loop().time() < end, f"{what}: not within {within} s"
+        assert asyncio.get_running_loop().time() < end, f"{what}: not in time"
         await asyncio.sleep(0.02)
 
 
@@ -390,16 +393,16 @@ class raises:  # reads like the function it stands in for
         return issubclass(kind, self._kinds)
 
 
-async def spread(readers: Sequence[Reader], lanes: int, *, each: int = 1, within: float = WITHIN) -> None:
+async def spread(readers: Sequence[Reader], lanes: int, *, each: int = 1, within: float | None = None) -> None:
     """Wait until *lanes* lanes are owned and every member has at least *each*; no delivery is taken."""
-    end = asyncio.get_running_loop().time() + within
+    end = _end(within)
     while True:
         for reader in readers:
             await reader.poll(0, 0.01)
         owned = [len(reader.lanes) for reader in readers]
         if sum(owned) == lanes and min(owned) >= each:
             return
-        assert asyncio.get_running_loop().time() < end, f"lanes owned after {within} s: {owned}, not {lanes} in all"
+        assert asyncio.get_running_loop().time() < end, f"lanes owned when time was up: {owned}, not {lanes} in all"
 
 
 def demand_key_order(published: Iterable[Message], journal: Iterable[Delivery]) -> None:
@@ -410,6 +413,11 @@ def demand_key_order(published: Iterable[Message], journal: Iterable[Delivery]) 
     seen = by_key(first.values())
     for key, wanted in by_key(published).items():
         assert wanted == seen.get(key, []), f"key {key} came in another order than it was published"
+
+
+def _end(within: float | None) -> float:
+    patience = PATIENCE.get()
+    return asyncio.get_running_loop().time() + (patience if within is None else min(within, patience))
 
 
 def _place(one: Delivery) -> tuple[Address, str, int | str]:

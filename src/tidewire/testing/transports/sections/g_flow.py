@@ -44,7 +44,7 @@ async def test_no_credit_keeps_membership(bench: Bench) -> None:
         assert {"assigned"} == {event.kind for event in reader.events}
         other = await bench.open()
         async with asyncio.TaskGroup() as tasks:
-            heard = tasks.create_task(reader.receiver.receive(0, timedelta(seconds=5)))
+            heard = tasks.create_task(reader.receiver.receive(0, timedelta(seconds=2)))
             await asyncio.sleep(0.05)
             start = loop.time()
             async with bench.member(transport=other):
@@ -189,7 +189,7 @@ async def test_receive_returns_early_with_partial_batch(bench: Bench) -> None:
     async with bench.member() as reader:
         await reader.until_owner(4)
         start = loop.time()
-        found = await reader.poll(100, 5.0)
+        found = await reader.poll(100, 2.0)
         assert 3 == len(found)
         assert loop.time() - start < 1.0
         start = loop.time()
