@@ -57,7 +57,7 @@ __all__ = [
 _Act = TypeVar("_Act")
 
 LEASE = timedelta(milliseconds=400)
-GRACE = timedelta(milliseconds=200)
+GRACE = timedelta(milliseconds=100)
 PATIENCE: ContextVar[float] = ContextVar("PATIENCE")
 """Seconds within which what must happen has happened; set from the site, for the length of a case."""
 
@@ -367,11 +367,13 @@ async def consume_all(readers: Sequence[Reader], number: int, *, within: float |
     return found
 
 
-async def eventually(holds: Callable[[], Awaitable[bool]], what: str, *, within: float | None = None) -> None:
-    """Wait until *holds* answers true."""
+async def eventually(
+    holds: Callable[[], Awaitable[bool]], what: str, *, seen: Sequence[object] = (), within: float | None = None
+) -> None:
+    """Wait until *holds* answers true; the last of *seen* is shown if it does not."""
     end = _end(within)
     while not await holds():
-        assert asyncio.get_running_loop().time() < end, f"{what}: not in time"
+        assert asyncio.get_running_loop().time() < end, f"not in time: {what}; last seen: {seen[-1:]}"
         await asyncio.sleep(0.02)
 
 

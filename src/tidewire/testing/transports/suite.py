@@ -76,7 +76,7 @@ def run_case(case: Case, site: Site) -> None:
     with asyncio.Runner() as runner:
         try:
             runner.run(_on_bench(case, site))
-        except BaseExceptionGroup as group:
+        except ExceptionGroup as group:
             raise _only(group) from None  # a task group around one failure, or one skip, says nothing more
     leaked: set[str] = set()
     for patience in range(50):
@@ -88,10 +88,14 @@ def run_case(case: Case, site: Site) -> None:
     raise AssertionError(f"left behind: {sorted(leaked)}")
 
 
-def _only(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return error
+def _only(group: ExceptionGroup[Exception]) -> Exception:
+    inner = list(group.exceptions)
+    if len(inner) > 1:
+        return group
+    for one in inner:
+        if not isinstance(one, ExceptionGroup):
+            return one
+    return group
 
 
 async def _on_bench(case: Case, site: Site) -> None:

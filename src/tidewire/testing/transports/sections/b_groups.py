@@ -198,7 +198,7 @@ async def test_many_consumers_more_than_lanes(bench: Bench) -> None:
     await bench.provision(lanes=1)
     client = await bench.spawn()
     await client.join(bench.subscription())
-    await client.receive(0, timedelta(seconds=1))
+    await Reader(client).until_owner(1)
     readers = await bench.lives(2)
     await bench.publish(bench.messages(3))
     for reader in readers:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from contextlib import AsyncExitStack
 from datetime import timedelta
 from pathlib import Path
 
@@ -60,7 +61,10 @@ async def test_revocation_has_a_deadline_and_drained_ends_it(bench: Bench) -> No
     await bench.publish(bench.messages(40, keys=KEYS))
     owner = await bench.open()
     peer = await bench.open()
-    async with owner.subscribe(bench.subscription(prefetch=4)) as receiver, bench.member(transport=peer) as other:
+    async with AsyncExitStack() as stack:
+        receiver = await stack.enter_async_context(owner.subscribe(bench.subscription(prefetch=4)))
+        await Reader(receiver).until_owner(2)
+        other = await stack.enter_async_context(bench.member(transport=peer))
         deliveries: list[Delivery] = []
         revoking: list[LaneEvent] = []
         while not revoking:
