@@ -6,7 +6,7 @@ import asyncio
 import gc
 import os
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import ModuleType
@@ -88,14 +88,9 @@ def run_case(case: Case, site: Site) -> None:
     raise AssertionError(f"left behind: {sorted(leaked)}")
 
 
-def _only(group: ExceptionGroup[Exception]) -> Exception:
-    inner = list(group.exceptions)
-    if len(inner) > 1:
-        return group
-    for one in inner:
-        if not isinstance(one, ExceptionGroup):
-            return one
-    return group
+def _only(error: Exception) -> Exception:
+    inner: Sequence[Exception] = getattr(error, "exceptions", ())
+    return _only(inner[0]) if len(inner) == 1 else error
 
 
 async def _on_bench(case: Case, site: Site) -> None:
