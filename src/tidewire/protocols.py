@@ -380,8 +380,11 @@ class Lanes(Protocol):
 class Store(Protocol):
     """The service's own database. Made open, by an ``open_…`` context manager that closes it."""
 
-    def unit(self, guard: Guard | None = None) -> Unit:
-        """Return a unit that has not begun. With *guard* it commits only while that lane is still owned."""
+    def unit(self, guard: Guard | None = None, *, label: str = "") -> Unit:
+        """Return a unit that has not begun. With *guard* it commits only while that lane is still owned.
+
+        *label* names what runs in it (a handler), for a store that treats slow ones apart.
+        """
         ...
 
     def adopt_tx(self, tx: Any) -> Unit | None:

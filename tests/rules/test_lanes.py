@@ -104,6 +104,18 @@ def test_freeing_twice_frees_once() -> None:
     assert schedule.take() is None
 
 
+def test_holding_what_has_concluded_counts_it_once() -> None:
+    """The number of running events is never wrong, or a drain would wait for ghosts and a suspect never start."""
+    schedule: Schedule[Piece] = Schedule()
+    work = piece(1, "a")
+    schedule.add(work)
+    schedule.take()
+    schedule.conclude(work)
+    schedule.hold(work)
+
+    assert 0 == schedule.running
+
+
 def test_withdrawing_leaves_what_has_started() -> None:
     """Of a revoked lane, the running event keeps its key; what waited behind it is given back in order."""
     schedule: Schedule[Piece] = Schedule()

@@ -99,9 +99,10 @@ class Schedule(Generic[W]):
         return work
 
     def conclude(self, work: W) -> None:
-        """It ran; its key is still taken."""
+        """It ran; its key is still taken. Once is enough."""
+        if work.state == "running":
+            self.running -= 1
         work.state = "concluded"
-        self.running -= 1
 
     def hold(self, work: W) -> None:
         """It ran and waits for another try; its key waits with it, others go on."""

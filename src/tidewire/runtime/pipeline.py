@@ -149,7 +149,7 @@ class Pipeline:
         except DecodeError as error:
             return Ran(DeadLetter(Reason.UNDECODABLE, str(error), error))
         store = self._store
-        unit = None if store is None else store.unit(self.guards.get(delivery.lane))
+        unit = None if store is None else store.unit(self.guards.get(delivery.lane), label=route.type)
         failures = 0 if work.failure is None else work.failure.failures
         context: Context[Any] = Context(
             message, attempt=delivery.attempt + failures, unit=unit, publish=self._publish, resources=self._resources

@@ -53,6 +53,7 @@ class Relay:
         self._stopping = asyncio.Event()
         self._outages = 0
         self._leased_until = 0
+        self._waiting: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
         """Until `stop`: relay. A store or broker that is down is waited for, longer each time."""
@@ -69,6 +70,8 @@ class Relay:
     def stop(self) -> None:
         """Let `run` return after the round it is in; what is left, the next relay publishes."""
         self._stopping.set()
+        if self._waiting is not None:
+            self._waiting.cancel()
 
     async def flush(self, longest: timedelta) -> int:
         """Relay until nothing is due or *longest* has passed; return how many rows are still pending.
@@ -92,11 +95,21 @@ class Relay:
 
     async def _round(self, longest: timedelta) -> None:
         if not await self._lease():
-            await self._store.outbox.wait(min(longest, _LEASE / 4))
-            await self._pause(0.05)
-            return
-        if not await self._publish_due():
-            await self._store.outbox.wait(longest)
+            await self._pause((_LEASE / 8).total_seconds())
+        elif not await self._publish_due():
+            await self._wait(longest)
+
+    async def _wait(self, longest: timedelta) -> None:
+        """Wait for rows, or for `stop`, which cancels this and nothing else."""
+        task = self._waiting = asyncio.current_task()
+        try:
+            if not self._stopping.is_set():
+                await self._store.outbox.wait(longest)
+        except asyncio.CancelledError:
+            if not self._stopping.is_set() or task is None or task.uncancel() > 0:
+                raise
+        finally:
+            self._waiting = None
 
     async def _lease(self) -> bool:
         """Take the lease, or extend it when half of it has passed (by ticks that never jump)."""

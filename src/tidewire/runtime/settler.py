@@ -51,13 +51,16 @@ class Settler:
         self._drained: list[str] = []
         self._to_confirm = asyncio.Event()
         self._to_settle = asyncio.Event()
-        self._busy = 0
+        self._busy = False
 
     @property
     def idle(self) -> bool:
         """Whether nothing waits to be confirmed or settled."""
-        queued = self._provisional or self._acks or self._moves or self._releases or self._drained
-        return not queued and not self._busy
+        return not self._provisional and not self._queued and not self._busy
+
+    @property
+    def _queued(self) -> bool:
+        return bool(self._acks or self._moves or self._releases or self._drained)
 
     def provisional(self, work: Work, durable: Awaitable[None]) -> None:
         """Ack *work* once *durable* resolves."""
@@ -117,20 +120,20 @@ class Settler:
         while True:
             await self._to_settle.wait()
             self._to_settle.clear()
-            self._busy = 1
+            self._busy = True
             try:
                 complete = await self._settle_batch()
             except TransportUnavailable as error:
                 _logger.warning("tidewire.consumer.settle_unavailable", extra={"error_type": type(error).__name__})
                 complete = False
             finally:
-                self._busy = 0
+                self._busy = False
             if complete:
                 pause = _PAUSE_FIRST
             else:  # what is queued stays queued; a broker that is down is asked less and less often
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, _PAUSE_MAX)
-            if not self.idle:
+            if self._queued:
                 self._to_settle.set()
 
     async def _settle_batch(self) -> bool:

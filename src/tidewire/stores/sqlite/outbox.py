@@ -1,0 +1,279 @@
+"""The outbox in SQLite: as its writers see it, and as the relay does.
+
+Only rows that may leave now are in ``tidewire_outbox``; delayed and quarantined ones lie in tables of their own,
+so that reading the next batch is a scan from the first row and inserting touches no index but the row number.
+SQLite has one writer, so row numbers grow in commit order and no lower one can appear later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import msgspec
+
+from tidewire.model import Message, Pending, Topic
+from tidewire.protocols import Clock, Unit
+from tidewire.stores.sqlite.inbox import own_unit
+from tidewire.stores.sqlite.reading import Reader
+from tidewire.stores.sqlite.records import NewUnit, durably
+from tidewire.stores.sqlite.unit import SqliteUnit
+
+__all__ = ["SqliteBacklog", "SqliteOutbox"]
+
+_encode = msgspec.json.Encoder().encode
+_decode_headers = msgspec.json.Decoder(dict[str, str]).decode
+_POLL = 0.25
+_WINDOW_MAX = 8_192
+_COLUMNS = "id, source, aggregatetype, aggregateid, type, headers, payload"
+
+
+class SqliteOutbox:
+    """See `tidewire.protocols.Outbox`. *window* holds rows of this process that are committed and not yet relayed,
+    so that the relay need not read and decode what it has just written."""
+
+    def __init__(self, reader: Reader, clock: Clock) -> None:
+        self._reader = reader
+        self._clock = clock
+        self._committed = asyncio.Event()
+        self._seen = -1
+        self.window: dict[int, Message] = {}
+
+    async def put(self, unit: Unit, messages: Sequence[Message]) -> None:
+        """Insert rows in *unit*, in order."""
+        own = own_unit(unit)
+        await own.begin()
+        fresh: dict[int, Message] = {}
+        now = self._clock.now_us()
+        for message in messages:
+            values = _values(message)
+            if message.not_before is not None and message.not_before > now:
+                own.execute(
+                    f"INSERT INTO tidewire_outbox_delayed ({_COLUMNS}, due) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                    (*values, message.not_before),
+                )
+            else:
+                cursor = own.execute(f"INSERT INTO tidewire_outbox ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+                if cursor.lastrowid is not None:
+                    fresh[cursor.lastrowid] = message
+        own.after_commit(lambda: self._appeared(fresh))
+
+    async def wait(self, longest: timedelta) -> bool:
+        """Wait for a commit of this process, one of another (looked for four times a second), or a due time."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + longest.total_seconds()
+        while not self._committed.is_set():
+            version = self._reader.version()
+            if version != self._seen:
+                self._seen = version
+                if self._has_rows():
+                    break
+            rest = min(deadline - loop.time(), _POLL, self._until_due())
+            if rest <= 0:
+                return self._until_due() <= 0
+            try:
+                async with asyncio.timeout(rest):
+                    await self._committed.wait()
+            except TimeoutError:
+                continue
+        self._committed.clear()
+        return True
+
+    async def count(self) -> tuple[int, int]:
+        """Return how many rows are pending (delayed ones included) and how many are quarantined."""
+        with self._reader.reading(together=True) as read:
+            ready = read("SELECT count(*) FROM tidewire_outbox").fetchone()[0]
+            delayed = read("SELECT count(*) FROM tidewire_outbox_delayed").fetchone()[0]
+            refused = read("SELECT count(*) FROM tidewire_outbox_refused").fetchone()[0]
+        return ready + delayed, refused
+
+    def _appeared(self, fresh: dict[int, Message]) -> None:
+        if len(self.window) + len(fresh) <= _WINDOW_MAX:
+            self.window.update(fresh)
+        self._committed.set()
+
+    def _has_rows(self) -> bool:
+        with self._reader.reading() as read:
+            return read("SELECT 1 FROM tidewire_outbox LIMIT 1").fetchone() is not None
+
+    def _until_due(self) -> float:
+        """Seconds until the first delayed row is due; for ever if there is none."""
+        with self._reader.reading() as read:
+            due = read("SELECT min(due) FROM tidewire_outbox_delayed").fetchone()[0]  # tidewire_outbox_due
+        return float("inf") if due is None else max(0.0, (due - self._clock.now_us()) / 1e6)
+
+
+class SqliteBacklog:
+    """See `tidewire.protocols.Backlog`. *boot* names this start of the machine: ticks of another mean nothing."""
+
+    def __init__(self, reader: Reader, outbox: SqliteOutbox, new_unit: NewUnit, clock: Clock, boot: str) -> None:
+        self._reader = reader
+        self._outbox = outbox
+        self._new_unit = new_unit
+        self._clock = clock
+        self._boot = boot
+
+    async def lease(self, owner: str, duration: timedelta) -> bool:
+        """Take, extend or (zero) give back the lease, by ticks of this machine's boot clock."""
+        now = self._clock.ticks()
+        until = now + duration // timedelta(microseconds=1) * 1_000
+
+        def take(unit: SqliteUnit) -> bool:
+            if duration <= timedelta(0):
+                unit.execute("DELETE FROM tidewire_lease WHERE name = 'relay' AND owner = ?", (owner,))
+                return True
+            row = unit.execute(
+                "INSERT INTO tidewire_lease (name, owner, boot, until) VALUES ('relay', ?, ?, ?) "
+                "ON CONFLICT DO UPDATE SET owner = excluded.owner, boot = excluded.boot, until = excluded.until "
+                "WHERE owner = excluded.owner OR boot != excluded.boot OR until <= ? RETURNING owner",
+                (owner, self._boot, until, now),
+            ).fetchone()
+            return row is not None
+
+        return await durably(self._new_unit, take)
+
+    async def claim(self, owner: str, *, after: int, limit: int) -> Sequence[Pending]:
+        """Return the next rows; what has become due joins them first, what is behind a quarantined row leaves."""
+        if not self._leads(owner):
+            return ()
+        await self._release_due()
+        while True:
+            rows = self._read(after, limit)
+            blocked = self._blocked(rows)
+            if not blocked:
+                return rows
+            await self._sideline(blocked)
+
+    async def done(self, owner: str, rows: Sequence[int]) -> bool:
+        """Delete the rows while the lease holds, in one statement."""
+        wanted = _encode(list(rows)).decode()
+        now = self._clock.ticks()
+
+        def delete(unit: SqliteUnit) -> bool:
+            gone = unit.execute(  # by row number
+                "DELETE FROM tidewire_outbox WHERE row IN (SELECT value FROM json_each(?)) AND EXISTS "
+                "(SELECT 1 FROM tidewire_lease WHERE name = 'relay' AND owner = ? AND boot = ? AND until > ?)",
+                (wanted, owner, self._boot, now),
+            )
+            return gone.rowcount > 0 or not rows
+
+        if not await durably(self._new_unit, delete):
+            return self._leads(owner)
+        for row in rows:
+            self._outbox.window.pop(row, None)
+        return True
+
+    async def refused(self, owner: str, row: int, *, detail: str, attempts_max: int) -> bool:
+        """Count a refusal; at the limit the row moves to the quarantine, under its number."""
+
+        def count(unit: SqliteUnit) -> bool:
+            found = unit.execute(
+                "UPDATE tidewire_outbox SET attempts = attempts + 1 WHERE row = ? AND EXISTS "
+                "(SELECT 1 FROM tidewire_lease WHERE name = 'relay' AND owner = ?) RETURNING attempts",
+                (row, owner),
+            ).fetchone()
+            if found is None or found[0] < attempts_max:
+                return False
+            self._quarantine(unit, [row], detail)
+            return True
+
+        quarantined = await durably(self._new_unit, count)
+        if quarantined:
+            self._outbox.window.pop(row, None)
+        return quarantined
+
+    def _leads(self, owner: str) -> bool:
+        with self._reader.reading() as read:
+            row = read("SELECT owner, boot, until FROM tidewire_lease WHERE name = 'relay'").fetchone()
+        return row is not None and (row[0], row[1]) == (owner, self._boot) and row[2] > self._clock.ticks()
+
+    def _read(self, after: int, limit: int) -> list[Pending]:
+        """Read the next rows in row order; of those in the window only their numbers."""
+        window = self._outbox.window
+        with self._reader.reading(together=True) as read:
+            numbers = read(  # by row number
+                "SELECT row, attempts FROM tidewire_outbox WHERE row > ? ORDER BY row LIMIT ?", (after, limit)
+            ).fetchall()
+            found: list[Pending] = []
+            for row, attempts in numbers:
+                message = window.get(row)
+                if message is None:
+                    columns = read(f"SELECT {_COLUMNS} FROM tidewire_outbox WHERE row = ?", (row,)).fetchone()
+                    message = _message(columns)
+                found.append(Pending(row, message, attempts))
+        return found
+
+    def _blocked(self, rows: Sequence[Pending]) -> list[int]:
+        """Return which of *rows* stand behind a quarantined row of their key."""
+        with self._reader.reading() as read:
+            if read("SELECT 1 FROM tidewire_outbox_refused LIMIT 1").fetchone() is None:
+                return []
+            return [
+                row.row
+                for row in rows
+                if row.message.key is not None
+                and read(  # tidewire_outbox_refused_key
+                    "SELECT 1 FROM tidewire_outbox_refused WHERE aggregatetype = ? AND aggregateid = ? LIMIT 1",
+                    (_topic(row.message), row.message.key),
+                ).fetchone()
+                is not None
+            ]
+
+    async def _sideline(self, rows: Sequence[int]) -> None:
+        detail = "waits behind a quarantined row of its key"
+        await durably(self._new_unit, lambda unit: self._quarantine(unit, rows, detail))
+
+    def _quarantine(self, unit: SqliteUnit, rows: Sequence[int], detail: str) -> None:
+        wanted = _encode(list(rows)).decode()
+        unit.execute(
+            f"INSERT INTO tidewire_outbox_refused (row, {_COLUMNS}, attempts, detail, at) "
+            f"SELECT row, {_COLUMNS}, attempts, ?, ? FROM tidewire_outbox "
+            "WHERE row IN (SELECT value FROM json_each(?))",
+            (detail[:1_024], self._clock.now_us(), wanted),
+        )
+        unit.execute("DELETE FROM tidewire_outbox WHERE row IN (SELECT value FROM json_each(?))", (wanted,))
+
+    async def _release_due(self) -> None:
+        """Append delayed rows whose time has come, in the order of their times."""
+        now = self._clock.now_us()
+        with self._reader.reading() as read:
+            due = read("SELECT min(due) FROM tidewire_outbox_delayed").fetchone()[0]
+        if due is None or due > now:
+            return
+
+        def append(unit: SqliteUnit) -> None:
+            rows = unit.execute(  # tidewire_outbox_due
+                f"SELECT row, {_COLUMNS} FROM tidewire_outbox_delayed WHERE due <= ? ORDER BY due, row LIMIT 1000",
+                (now,),
+            ).fetchall()
+            for row in rows:
+                unit.execute(f"INSERT INTO tidewire_outbox ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)", row[1:])
+                unit.execute("DELETE FROM tidewire_outbox_delayed WHERE row = ?", (row[0],))
+
+        await durably(self._new_unit, append)
+
+
+def _topic(message: Message) -> str:
+    to = message.to
+    return to.name if isinstance(to, Topic) else to.topic
+
+
+def _values(message: Message) -> tuple[Any, ...]:
+    """The row of a message; the envelope is in the headers, the first five columns are for those who read the table."""
+    headers = message.headers
+    return (
+        message.id,
+        message.source,
+        _topic(message),
+        message.key,
+        headers.get("ce-type", ""),
+        _encode(headers).decode(),
+        message.body,
+    )
+
+
+def _message(row: tuple[Any, ...]) -> Message:
+    event_id, source, topic, key, _, headers, body = row
+    return Message(Topic(topic), event_id, source, key, _decode_headers(headers), body)

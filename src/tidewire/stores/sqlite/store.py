@@ -1,0 +1,84 @@
+"""Opening the SQLite store."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from tidewire.clock import SystemClock
+from tidewire.kit.sqlite_file import SqliteFile, open_sqlite_file
+from tidewire.model import Guard
+from tidewire.protocols import Clock
+from tidewire.stores.sqlite.inbox import SqliteInbox
+from tidewire.stores.sqlite.outbox import SqliteBacklog, SqliteOutbox
+from tidewire.stores.sqlite.reading import Reader
+from tidewire.stores.sqlite.records import SqliteAttempts, SqliteHeldKeys, SqliteLanes
+from tidewire.stores.sqlite.schema import STORE
+from tidewire.stores.sqlite.turns import Turns
+from tidewire.stores.sqlite.unit import SqliteTx, SqliteUnit, SyncSqliteTx
+
+__all__ = ["SqliteStore", "open_sqlite_store"]
+
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+
+
+class SqliteStore:
+    """The service's own database in one SQLite file; see `tidewire.protocols.Store`.
+
+    Its tables are named ``tidewire_…``; all others are the user's. Several processes of one service may share it.
+    """
+
+    def __init__(self, file: SqliteFile, turns: Turns, reader: Reader, clock: Clock) -> None:
+        self.file = file
+        self._turns = turns
+        self._speeds: dict[str, float] = {}
+        self.inbox = SqliteInbox(reader, clock, self.unit)
+        self.outbox = SqliteOutbox(reader, clock)
+        self.backlog = SqliteBacklog(reader, self.outbox, self.unit, clock, _boot_id())
+        self.attempts = SqliteAttempts(reader, self.unit)
+        self.held = SqliteHeldKeys(reader, self.unit)
+        self.lanes = SqliteLanes(self.unit)
+
+    def unit(self, guard: Guard | None = None, *, label: str = "") -> SqliteUnit:
+        """Return a unit that has not begun; *label* names whose turns are timed together."""
+        return SqliteUnit(self._turns, guard, label, self._speeds)
+
+    def adopt_tx(self, tx: Any) -> SqliteUnit | None:
+        """Return the unit of a `SqliteTx` or `SyncSqliteTx` of this store."""
+        if isinstance(tx, (SqliteTx, SyncSqliteTx)) and tx.unit.turns is self._turns:
+            return tx.unit
+        return None
+
+
+@asynccontextmanager
+async def open_sqlite_store(path: Path | str, *, clock: Clock | None = None) -> AsyncIterator[SqliteStore]:
+    """Open the store at *path*, creating or upgrading its tables, and close it on leaving.
+
+    Leaving waits for the units that have begun. The user's own tables are the user's to create.
+
+    Raises:
+        StoreRefused: the file belongs to another program (the broker's included), is damaged, read-only, of a newer
+            tidewire, or on a network file system.
+        StoreUnavailable: it is locked, or the disk is full.
+    """
+    file = open_sqlite_file(path, STORE)
+    try:
+        turns = Turns(file, file.connect())
+        reading = file.connect(read_only=True)
+        try:
+            yield SqliteStore(file, turns, Reader(file, reading), clock or SystemClock())
+        finally:
+            await turns.close()
+            await asyncio.to_thread(file.close_connection, reading)
+    finally:
+        file.close()
+
+
+def _boot_id() -> str:
+    try:
+        return _BOOT.read_text().strip()
+    except OSError:
+        return "unknown"

@@ -1,0 +1,244 @@
+"""Turns and shared transactions: how many units become one commit, and never mix.
+
+A unit takes the *turn* at its first statement and keeps it until it is sealed or rolled back; turns are first
+come, first served. Units whose turns follow one another share one SQLite transaction, each in a savepoint of its
+own, until nobody waits for a turn, 64 have shared it, or 5 ms have passed; then it is committed on the writer
+thread. Statements run on the event loop (a thread hop costs ten statements), commits never do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+import threading
+from collections import deque
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import Any, Protocol, TypeVar
+
+from tidewire.errors import StoreUnavailable, TransactionLost
+from tidewire.kit.sqlite_file import SqliteFile
+
+__all__ = ["Shared", "Taker", "Turns"]
+
+T = TypeVar("T")
+_logger = logging.getLogger("tidewire.store")
+_TURNS_MAX = 64
+_AGE_MAX = 0.005
+_WAIT = timedelta(seconds=30)
+_ROW_BYTES = 2_048
+
+
+class Taker(Protocol):
+    """Who takes a turn; told when the transaction is gone under its feet."""
+
+    def lose(self) -> None:
+        """The transaction was lost while this one had the turn."""
+        ...
+
+
+class Shared:
+    """One transaction that units share; awaiting it waits until it is durable, and cancelling that is harmless.
+
+    Raises (when awaited):
+        TransactionLost: nothing of it is stored.
+        StoreUnavailable: nothing of it is stored; the disk is full or the like.
+    """
+
+    __slots__ = ("after", "future", "guarded", "since", "turns")
+
+    def __init__(self, future: asyncio.Future[None], since: float) -> None:
+        self.future = future
+        self.since = since
+        self.turns = 0
+        self.guarded: set[tuple[str, str, int]] = set()
+        self.after: list[Callable[[], None]] = []
+
+    def __await__(self) -> Generator[Any, None, None]:
+        if not self.future.done():
+            yield from asyncio.shield(self.future).__await__()
+        self.future.result()
+
+
+class Turns:
+    """The one writer of a store's file in this process."""
+
+    def __init__(self, file: SqliteFile, connection: sqlite3.Connection) -> None:
+        self.file = file
+        self.connection = connection
+        self.holder: Taker | None = None
+        self.shared: Shared | None = None
+        self._loop = asyncio.get_running_loop()
+        self._loop_thread = threading.get_ident()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="tidewire-store")
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._committing: asyncio.Future[None] | None = None
+        self._closing_soon = False
+
+    async def take(self, taker: Taker) -> Shared:
+        """Wait for the turn and return the transaction it is in; the savepoint ``unit`` is set.
+
+        Raises:
+            StoreUnavailable, StoreRefused: the file cannot be written now; the turn was given back.
+        """
+        if self.holder is not None or self._committing is not None or self._waiting:
+            await self._wait_in_line()
+        self.holder = taker
+        try:
+            if self.shared is None:
+                await self._begin()
+            with self.file.mapped:
+                self.connection.execute("SAVEPOINT unit")
+        except BaseException:
+            self.give()
+            raise
+        shared = self.shared
+        assert shared is not None
+        shared.turns += 1
+        return shared
+
+    def give(self, *, close: bool = False) -> None:
+        """End the holder's turn; *close* commits the shared transaction at once."""
+        self.holder = None
+        shared = self.shared
+        if shared is None:
+            self._next()
+        elif close or shared.turns >= _TURNS_MAX or self._loop.time() - shared.since > _AGE_MAX:
+            self._commit()
+        elif self._waiting:
+            self._next()
+        elif not self._closing_soon:  # whoever is ready now may still join
+            self._closing_soon = True
+            self._loop.call_soon(self._commit_if_free)
+
+    def lost(self) -> None:
+        """SQLite has rolled the transaction back by itself: tell everybody who had a part in it. From any thread."""
+        if threading.get_ident() != self._loop_thread:
+            self._loop.call_soon_threadsafe(self.lost)
+            return
+        shared, self.shared = self.shared, None
+        if shared is not None:
+            _fail(shared.future, TransactionLost("another statement rolled the shared transaction back; run again"))
+            self.file.turn.release()
+        if self.holder is not None:
+            self.holder.lose()
+
+    async def on_thread(self, function: Callable[[], T]) -> T:
+        """Run *function* on the writer thread; when cancelled, wait for its end first."""
+        running = self._loop.run_in_executor(self._thread, function)
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            await asyncio.wait([running])
+            raise
+
+    async def close(self) -> None:
+        """Commit what is open, after every turn that was asked for, and close the connection."""
+        while self.holder is not None or self._committing is not None or self._waiting or self.shared is not None:
+            if self.holder is None and self._committing is None and not self._waiting:
+                self._commit()
+            await asyncio.sleep(0.001)
+        await self.on_thread(lambda: self.file.close_connection(self.connection))
+        self._thread.shutdown(wait=False)
+
+    async def _wait_in_line(self) -> None:
+        place: asyncio.Future[None] = self._loop.create_future()
+        self._waiting.append(place)
+        try:
+            await place
+        except asyncio.CancelledError:
+            if place.done() and not place.cancelled():
+                self.give()  # it was our turn already: pass it on
+            else:
+                self._waiting.remove(place)
+            raise
+
+    def _next(self) -> None:
+        """Give the turn to whoever has waited longest."""
+        while self._waiting:
+            place = self._waiting.popleft()
+            if not place.done():
+                self.holder = _RESERVED
+                place.set_result(None)
+                return
+
+    async def _begin(self) -> None:
+        self.file.check_process()
+        if self.file.turn.try_acquire():
+            try:
+                with self.file.mapped:
+                    self.connection.execute("BEGIN IMMEDIATE")
+            except BaseException:
+                self.file.turn.release()
+                raise
+        else:
+            self.file.turn.give_up()
+            await self.on_thread(self._begin_blocking)
+        self.shared = Shared(self._loop.create_future(), self._loop.time())
+
+    def _begin_blocking(self) -> None:
+        if not self.file.turn.acquire(_WAIT):
+            raise StoreUnavailable(f"{self.file.what}: another process has been writing for {_WAIT}")
+        try:
+            with self.file.mapped:
+                self.connection.execute("BEGIN IMMEDIATE")
+        except BaseException:
+            self.file.turn.release()
+            raise
+
+    def _commit_if_free(self) -> None:
+        self._closing_soon = False
+        if self.shared is not None and self.holder is None and self._committing is None:
+            self._commit()
+
+    def _commit(self) -> None:
+        """Send the open transaction to the disk. Turns wait until it is there."""
+        shared, self.shared = self.shared, None
+        assert shared is not None
+        self._committing = self._loop.run_in_executor(self._thread, self._commit_blocking, shared.turns)
+        self._committing.add_done_callback(lambda done: self._committed(shared, done))
+
+    def _commit_blocking(self, turns: int) -> None:
+        try:
+            with self.file.mapped:
+                try:
+                    self.connection.execute("COMMIT")
+                except sqlite3.Error:
+                    if self.connection.in_transaction:
+                        self.connection.execute("ROLLBACK")
+                    raise
+            try:
+                self.file.committed(self.connection, size=turns * _ROW_BYTES)
+            except sqlite3.Error as error:  # the commit stands; the log is copied another time
+                _logger.warning("tidewire.store.checkpoint", extra={"error_type": type(error).__name__})
+        finally:
+            self.file.turn.release()
+
+    def _committed(self, shared: Shared, done: asyncio.Future[None]) -> None:
+        self._committing = None
+        error = None if done.cancelled() else done.exception()
+        if error is not None:
+            _fail(shared.future, error)
+        elif not shared.future.done():
+            shared.future.set_result(None)
+            for after in shared.after:
+                after()
+        self._next()
+
+
+class _Reserved:
+    """Holds the place between giving a turn to somebody and their waking up."""
+
+    def lose(self) -> None:
+        return None
+
+
+_RESERVED = _Reserved()
+
+
+def _fail(future: asyncio.Future[None], error: BaseException) -> None:
+    if not future.done():
+        future.set_exception(error)
+        future.exception()  # nobody may be waiting; that is no reason to complain at the end

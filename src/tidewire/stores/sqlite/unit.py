@@ -1,0 +1,357 @@
+"""Units of the SQLite store, and the handles through which users write their own rows in them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import sqlite3
+import threading
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any, Literal, NamedTuple, TypeVar
+
+from tidewire.errors import LaneFenced, TransactionClosed, TransactionControl, TransactionLost
+from tidewire.kit.sqlite_errors import is_failed_sync, is_full, typed_error
+from tidewire.model import Guard
+from tidewire.stores.sqlite.turns import Shared, Turns
+
+__all__ = ["SqliteTx", "SqliteUnit", "SyncSqliteTx", "Written"]
+
+T = TypeVar("T")
+Parameters = Sequence[Any] | dict[str, Any]
+_logger = logging.getLogger("tidewire.store")
+_SLOW, _VERY_SLOW = 0.001, 1.0
+_LEADING = re.compile(r"(?:\s|--[^\n]*\n|/\*.*?\*/|;)*([A-Za-z]+)", re.DOTALL)
+_CONTROL = {"BEGIN", "COMMIT", "END", "ROLLBACK", "SAVEPOINT", "RELEASE", "ATTACH", "DETACH", "PRAGMA", "VACUUM"}
+_INFRASTRUCTURE = {
+    sqlite3.SQLITE_NOMEM,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_CORRUPT,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_NOTADB,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+}
+
+
+class Written(NamedTuple):
+    """What a statement did: *rowcount* as SQLite counts it (-1 for a query), *lastrowid* of an insert."""
+
+    rowcount: int
+    lastrowid: int | None
+
+
+class SqliteUnit:
+    """One unit; see `tidewire.protocols.Unit`. Made by `SqliteStore.unit`.
+
+    A constraint violation undoes its statement only, and a handler may catch it. An error of the disk or the
+    file poisons the unit: it cannot be sealed, even if the handler swallows the error.
+    """
+
+    __slots__ = (
+        "_guard",
+        "_label",
+        "_lock",
+        "_poison",
+        "_shared",
+        "_since",
+        "_speeds",
+        "_state",
+        "_sync",
+        "_tx",
+        "turns",
+    )
+
+    def __init__(self, turns: Turns, guard: Guard | None, label: str, speeds: dict[str, float]) -> None:
+        self.turns = turns
+        self._guard = guard
+        self._label = label
+        self._speeds = speeds
+        self._state: Literal["new", "open", "lost", "ended"] = "new"
+        self._shared: Shared | None = None
+        self._since = 0.0
+        self._poison: BaseException | None = None
+        self._tx: SqliteTx | None = None
+        self._sync: SyncSqliteTx | None = None
+        self._lock: threading.Lock | None = None
+
+    @property
+    def tx(self) -> SqliteTx:
+        """The handle for ``async def`` handlers."""
+        if self._tx is None:
+            self._tx = SqliteTx(self)
+        return self._tx
+
+    @property
+    def sync_tx(self) -> SyncSqliteTx:
+        """The handle for ``def`` handlers, after `begin`."""
+        if self._sync is None:
+            self._lock = threading.Lock()
+            self._sync = SyncSqliteTx(self, self._lock)
+        return self._sync
+
+    @property
+    def slow(self) -> bool:
+        """Whether turns of this unit's kind take above 1 ms on average: then its statements leave the loop."""
+        return self._speeds.get(self._label, 0.0) > _SLOW
+
+    async def begin(self) -> None:
+        """Take the turn; nothing if it is taken."""
+        if self._state == "open":
+            return
+        if self._state != "new":
+            raise TransactionClosed("this unit has ended", hint="use context.tx only while its handler runs")
+        self._shared = await self.turns.take(self)
+        self._state = "open"
+        self._since = asyncio.get_running_loop().time()
+
+    async def seal(self) -> Awaitable[None]:
+        """End the turn; what comes back resolves when the shared transaction is durable."""
+        if self._state == "new":
+            self._state = "ended"
+            return _durable()
+        if self._state == "lost":
+            self._state = "ended"
+            raise TransactionLost("the transaction of this unit was rolled back by a statement; run the unit again")
+        if self._state == "ended":
+            raise TransactionClosed("this unit has ended")
+        shared = self._shared
+        assert shared is not None
+        if self._poison is not None:
+            poison = self._poison
+            await self.rollback()
+            raise poison
+        if self._guard is not None and not self._owned(self._guard, shared):
+            guard = self._guard
+            await self.rollback()
+            raise LaneFenced(f"{guard.group}: epoch {guard.epoch} of lane {guard.lane} has been taken over")
+        await self._run(lambda: self.turns.connection.execute("RELEASE unit"))
+        self._state = "ended"
+        self.turns.give(close=self._timed() > _SLOW)
+        return shared
+
+    async def rollback(self) -> None:
+        """End without effect; a running statement of a thread ends first."""
+        if self._state == "open":
+            if self._lock is not None:
+                await asyncio.get_running_loop().run_in_executor(None, self._lock.acquire)
+            self._state = "ended"
+            try:
+                if self.turns.connection.in_transaction:
+                    with self.turns.file.mapped:
+                        self.turns.connection.execute("ROLLBACK TO unit")
+                        self.turns.connection.execute("RELEASE unit")
+            finally:
+                self._timed()
+                self.turns.give()
+                if self._lock is not None:
+                    self._lock.release()
+        elif self._state == "lost" or self._state == "new":
+            self._state = "ended"
+
+    def lose(self) -> None:
+        """The shared transaction is gone; called by the turns that lost it."""
+        self._state = "lost"
+        self.turns.give()
+
+    def after_commit(self, action: Callable[[], None]) -> None:
+        """Call *action* once the shared transaction is durable."""
+        assert self._shared is not None
+        self._shared.after.append(action)
+
+    def forget_guards(self) -> None:
+        """An epoch has changed in this transaction: later units of it must look again."""
+        assert self._shared is not None
+        self._shared.guarded.clear()
+
+    def execute(self, sql: str, parameters: Parameters = ()) -> sqlite3.Cursor:
+        """Run a statement of tidewire's own on the loop; errors are typed."""
+        if self._state != "open":
+            raise TransactionClosed("this unit has ended")
+        try:
+            return self.turns.connection.execute(sql, parameters)
+        except sqlite3.Error as error:
+            raise self._failed(error) from error
+
+    def statement(self, run: Callable[[sqlite3.Cursor], T]) -> T:
+        """Run a user's statement, here and now. Checks the unit's token, so that a late thread writes nothing.
+
+        Raises:
+            sqlite3.Error: the statement's own fault.
+            StoreUnavailable, StoreRefused: the file's; the unit cannot be sealed any more.
+            TransactionClosed: the unit has ended.
+        """
+        if self._state != "open" or self.turns.holder is not self:
+            raise TransactionClosed("this unit has ended", hint="use context.tx only while its handler runs")
+        cursor = self.turns.connection.cursor()
+        cursor.row_factory = sqlite3.Row
+        try:
+            return run(cursor)
+        except sqlite3.Error as error:
+            typed = self._failed(error)
+            if typed is error:
+                raise
+            raise typed from error
+
+    async def _run(self, function: Callable[[], T]) -> T:
+        try:
+            return function()
+        except sqlite3.Error as error:
+            raise self._failed(error) from error
+
+    def _failed(self, error: sqlite3.Error) -> Exception:
+        """Note what a failed statement means for this unit and return what is to be raised."""
+        if not self.turns.connection.in_transaction:
+            self._state = "lost"  # at once: outside a transaction the next statement would commit by itself
+            self.turns.lost()
+        code = getattr(error, "sqlite_errorcode", 0) or 0
+        if code & 0xFF in _INFRASTRUCTURE or is_full(error) or is_failed_sync(error):
+            self._poison = typed_error(error, self.turns.file.what, self.turns.file.kind.errors)
+            return self._poison if isinstance(self._poison, Exception) else error
+        return error
+
+    def _owned(self, guard: Guard, shared: Shared) -> bool:
+        """Whether the guard holds; asked once per shared transaction, whose lock lets nobody change it."""
+        key = (guard.group, guard.lane, guard.epoch)
+        if key not in shared.guarded:
+            row = self.turns.connection.execute(  # the primary key
+                "SELECT epoch FROM tidewire_lane WHERE grp = ? AND lane = ?", (guard.group, guard.lane)
+            ).fetchone()
+            if row is None or row[0] != guard.epoch:
+                return False
+            shared.guarded.add(key)
+        return True
+
+    def _timed(self) -> float:
+        """Note how long the turn took and return the average of its kind."""
+        took = asyncio.get_running_loop().time() - self._since
+        speeds = self._speeds
+        average = speeds[self._label] = took * 0.1 + speeds.get(self._label, took) * 0.9
+        if took > _VERY_SLOW:
+            _logger.warning("tidewire.store.slow_turn", extra={"handler": self._label, "seconds": round(took, 3)})
+        return max(average, took if took > _SLOW else 0.0)
+
+
+class SqliteTx:
+    """``context.tx`` of the SQLite store: the user's statements, in the unit's transaction.
+
+    Rows are `sqlite3.Row`: by index and by name. BEGIN, COMMIT and the like are the unit's own business.
+    """
+
+    __slots__ = ("unit",)
+
+    def __init__(self, unit: SqliteUnit) -> None:
+        self.unit = unit
+
+    async def execute(self, sql: str, parameters: Parameters = ()) -> Written:
+        """Run one statement and say what it did.
+
+        Raises:
+            sqlite3.Error: the statement's own fault; it alone is undone.
+            StoreUnavailable, StoreRefused: the disk's or the file's; the unit is lost.
+            TransactionControl: it would begin or end a transaction.
+            TransactionClosed: the handler has ended.
+        """
+        return await self._run(sql, lambda cursor: _written(cursor.execute(sql, parameters)))
+
+    async def executemany(self, sql: str, rows: Iterable[Parameters]) -> Written:
+        """Run one statement for each of *rows*; errors as `execute`."""
+        return await self._run(sql, lambda cursor: _written(cursor.executemany(sql, rows)))
+
+    async def fetchone(self, sql: str, parameters: Parameters = ()) -> sqlite3.Row | None:
+        """Return the first row of a query, or None; errors as `execute`."""
+        return await self._run(sql, lambda cursor: _row(cursor.execute(sql, parameters)))
+
+    async def fetchall(self, sql: str, parameters: Parameters = ()) -> list[sqlite3.Row]:
+        """Return all rows of a query; errors as `execute`."""
+        return await self._run(sql, lambda cursor: cursor.execute(sql, parameters).fetchall())
+
+    async def fetchval(self, sql: str, parameters: Parameters = ()) -> Any:
+        """Return the first column of the first row, or None; errors as `execute`."""
+        row = await self.fetchone(sql, parameters)
+        return None if row is None else row[0]
+
+    async def _run(self, sql: str, run: Callable[[sqlite3.Cursor], T]) -> T:
+        check_statement(sql)
+        unit = self.unit
+        await unit.begin()
+        if unit.slow:
+            return await unit.turns.on_thread(lambda: unit.statement(run))
+        return unit.statement(run)
+
+
+class SyncSqliteTx:
+    """The same for ``def`` handlers: no ``await``. One statement at a time; a late one writes nothing."""
+
+    __slots__ = ("_lock", "unit")
+
+    def __init__(self, unit: SqliteUnit, lock: threading.Lock) -> None:
+        self.unit = unit
+        self._lock = lock
+
+    def execute(self, sql: str, parameters: Parameters = ()) -> Written:
+        """As `SqliteTx.execute`."""
+        return self._run(sql, lambda cursor: _written(cursor.execute(sql, parameters)))
+
+    def executemany(self, sql: str, rows: Iterable[Parameters]) -> Written:
+        """As `SqliteTx.executemany`."""
+        return self._run(sql, lambda cursor: _written(cursor.executemany(sql, rows)))
+
+    def fetchone(self, sql: str, parameters: Parameters = ()) -> sqlite3.Row | None:
+        """As `SqliteTx.fetchone`."""
+        return self._run(sql, lambda cursor: _row(cursor.execute(sql, parameters)))
+
+    def fetchall(self, sql: str, parameters: Parameters = ()) -> list[sqlite3.Row]:
+        """As `SqliteTx.fetchall`."""
+        return self._run(sql, lambda cursor: cursor.execute(sql, parameters).fetchall())
+
+    def fetchval(self, sql: str, parameters: Parameters = ()) -> Any:
+        """As `SqliteTx.fetchval`."""
+        row = self.fetchone(sql, parameters)
+        return None if row is None else row[0]
+
+    def _run(self, sql: str, run: Callable[[sqlite3.Cursor], T]) -> T:
+        check_statement(sql)
+        with self._lock:
+            return self.unit.statement(run)
+
+
+_checked: dict[str, str] = {}
+
+
+def check_statement(sql: str) -> None:
+    """Refuse statements that would begin, end or leave the unit's transaction.
+
+    Raises:
+        TransactionControl: names the statement's first word.
+    """
+    word = _checked.get(sql)
+    if word is None:
+        found = _LEADING.match(sql)
+        word = found.group(1).upper() if found else ""
+        if len(_checked) >= 1_024:
+            _checked.clear()
+        _checked[sql] = word
+    if word in _CONTROL:
+        raise TransactionControl(
+            f"{word} is not for handlers: the unit begins, commits and rolls back",
+            hint="raise an error to roll back, return to commit",
+        )
+
+
+def _written(cursor: sqlite3.Cursor) -> Written:
+    return Written(cursor.rowcount, cursor.lastrowid)
+
+
+def _row(cursor: sqlite3.Cursor) -> sqlite3.Row | None:
+    row: sqlite3.Row | None = cursor.fetchone()
+    cursor.close()
+    return row
+
+
+def _durable() -> Awaitable[None]:
+    done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    done.set_result(None)
+    return done
