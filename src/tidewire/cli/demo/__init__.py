@@ -1,0 +1,1 @@
+"""``tidewire demo``: the shop, its supervisor, and its books."""

@@ -1,0 +1,260 @@
+"""``tidewire demo``: a shop of five services, real processes, one embedded broker, and the books at the end."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import shutil
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from tidewire.cli.demo.feeder import Feeder
+from tidewire.cli.demo.orders import invented
+from tidewire.cli.demo.plants import PLANTS
+from tidewire.cli.demo.reconcile import Books, dead_ends, reconcile
+from tidewire.cli.demo.shop.services import SERVICES
+from tidewire.cli.demo.supervisor import Supervisor
+from tidewire.cli.demo.view import View, print_books
+from tidewire.cli.demo.worker import OPTIONS
+from tidewire.errors import ConfigurationError, MissingExtra
+from tidewire.model import GroupSpec, TopicSpec
+from tidewire.transports.sqlite import open_sqlite_transport
+
+__all__ = ["main"]
+
+_KILLS_MIN = 12
+_KILL_EVERY = 0.9
+_STILL_MAX = 30.0
+_SHIPPED = "orders-5000.jsonl"
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command's parser."""
+    made = argparse.ArgumentParser(
+        prog="tidewire demo",
+        description="Run a shop of five services as separate processes and account for every order.",
+        epilog="examples: tidewire demo --chaos · tidewire demo --orders mine.jsonl --json · "
+        "tidewire demo --chaos --plant no-inbox   (exit 0: the books balance, 1: they do not)",
+    )
+    made.add_argument("--orders", type=Path, metavar="FILE", help="orders, one JSON object a line (default: shipped)")
+    made.add_argument("--chaos", action="store_true", help="kill -9 services at random, at least ten times")
+    made.add_argument("--seconds", type=float, metavar="N", help="stop handing orders in after N seconds")
+    made.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
+    made.add_argument("--plant", choices=PLANTS, help="run with this defect: the books must not balance")
+    made.add_argument("--seed", type=int, help="seed of the kills")
+    made.add_argument("--keep", type=Path, metavar="DIR", help="keep the databases in DIR")
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the demo: 0 if the books balance, 1 if not.
+
+    Raises:
+        ConfigurationError: the order file cannot be read, or an option cannot be.
+    """
+    arguments = parser().parse_args(argv)
+    if arguments.seconds is not None and not 0 < arguments.seconds < 86_400:
+        raise ConfigurationError("--seconds must be above zero")
+    _check_extra()
+    name, lines = read_lines(arguments.orders)
+    directory = _directory(arguments.keep)
+    try:
+        report, books = asyncio.run(_run(arguments, name, lines, directory))
+    finally:
+        if arguments.keep is None:
+            shutil.rmtree(directory, ignore_errors=True)
+    if arguments.json:
+        print(json.dumps(report))
+    else:
+        print_books(books, report)
+        if arguments.keep is not None:
+            print(f"The databases are in {directory}")
+    return 0 if report["balanced"] else 1
+
+
+def read_lines(path: Path | None) -> tuple[str, list[tuple[int, bytes]]]:
+    """Return the file's name and its lines that are not blank, each with its number.
+
+    Raises:
+        ConfigurationError: the file cannot be read.
+    """
+    if path is None:
+        text = resources.files("tidewire.cli.demo").joinpath(_SHIPPED).read_bytes()
+    else:
+        try:
+            text = path.read_bytes()
+        except OSError as error:
+            raise ConfigurationError(f"--orders {path}: {error.strerror}", hint="give a file of JSON lines") from error
+    numbered = enumerate(text.split(b"\n"), 1)
+    return (path.name if path else _SHIPPED), [(number, line.strip(b"\r")) for number, line in numbered if line.strip()]
+
+
+async def _run(
+    arguments: argparse.Namespace, name: str, lines: list[tuple[int, bytes]], directory: Path
+) -> tuple[dict[str, Any], Books]:
+    port = _free_port()
+    supervisor = Supervisor(directory, port=port, plant=arguments.plant or "")
+    kills = _KILLS_MIN if arguments.chaos else 0
+    spread = kills * _KILL_EVERY if arguments.chaos else 0.0
+    feeder = Feeder(name, lines, port=port, seconds=min(spread, arguments.seconds or spread))
+    async with open_sqlite_transport(directory / "broker.db") as transport:
+        await provision(transport)
+        async with asyncio.TaskGroup() as tasks:
+            keeping = [tasks.create_task(supervisor.keep(member)) for member in supervisor.members]
+            viewing = tasks.create_task(View(supervisor, feeder, len(lines)).run())
+            await _or_dead(supervisor)
+            started = time.monotonic()
+            deadline = asyncio.get_running_loop().time() + (arguments.seconds or 1e9)
+            feeding = tasks.create_task(feeder.run(deadline))
+            if arguments.chaos:
+                await supervisor.chaos(random.Random(arguments.seed), kills=kills, every=_KILL_EVERY)  # noqa: S311
+            await feeding
+            await _come_to_rest(transport, supervisor, directory)
+            seconds = time.monotonic() - started
+            viewing.cancel()
+            await supervisor.stop()
+            await asyncio.wait(keeping)
+        letters = await dead_ends(transport)
+    books = reconcile(directory, lines=feeder.handed_in, letters=letters)
+    return _report(books, supervisor, seconds), books
+
+
+async def provision(transport: Any) -> None:
+    """Create the shop's topics and groups before anybody publishes."""
+    topics: set[str] = set()
+    groups: list[GroupSpec] = []
+    for name, service in SERVICES.items():
+        asked = sorted({handler.event.topic for handler in service.handlers})
+        topics.update(asked)
+        if asked:
+            groups.append(GroupSpec(name, asked))
+    specs = [TopicSpec(topic, lanes=OPTIONS.lanes) for topic in sorted({*topics, "shop.parcel", "shop.payment"})]
+    await transport.provision(specs, groups)
+
+
+async def _or_dead(supervisor: Supervisor) -> None:
+    """Wait until the shop is open.
+
+    Raises:
+        ConfigurationError: a service cannot start; says what it said.
+    """
+    with suppress(TimeoutError):
+        async with asyncio.timeout(60):
+            while not supervisor.errors:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(0.2):
+                        await supervisor.ready()
+                        return
+    raise ConfigurationError(f"the shop does not open: {'; '.join(supervisor.errors) or 'no service answers'}")
+
+
+async def _come_to_rest(transport: Any, supervisor: Supervisor, directory: Path) -> None:
+    """Wait until nothing waits anywhere, twice in a row, or nothing has moved for too long."""
+    calm, last, moved_at = 0, "", time.monotonic()
+    while calm < 3:
+        await asyncio.sleep(0.15)
+        waiting = await _waiting(transport, directory)
+        calm = calm + 1 if not any(waiting) and _all_up(supervisor) else 0
+        state = f"{waiting} {supervisor.total('processed')} {supervisor.total('retried')}"
+        if state != last:
+            last, moved_at = state, time.monotonic()
+        elif time.monotonic() - moved_at > _STILL_MAX:
+            return
+
+
+def _all_up(supervisor: Supervisor) -> bool:
+    return all(member.ready.is_set() for member in supervisor.members.values())
+
+
+async def _waiting(transport: Any, directory: Path) -> list[int]:
+    """What waits: per group at the broker, per service in its outbox."""
+    counts: list[int] = []
+    for name, service in SERVICES.items():
+        for topic in sorted({handler.event.topic for handler in service.handlers}):
+            stats = await transport.stats(topic, name)
+            counts += [stats.ready or 0, stats.in_flight or 0, stats.delayed or 0]
+        counts.append(await asyncio.to_thread(_outbox, directory / f"{name}.db"))
+    return counts
+
+
+def _outbox(path: Path) -> int:
+    import sqlite3
+
+    connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+    try:
+        ready = connection.execute("SELECT count(*) FROM tidewire_outbox").fetchone()[0]
+        return int(ready + connection.execute("SELECT count(*) FROM tidewire_outbox_delayed").fetchone()[0])
+    except sqlite3.OperationalError:
+        return 1
+    finally:
+        connection.close()
+
+
+def _report(books: Books, supervisor: Supervisor, seconds: float) -> dict[str, Any]:
+    """The one object that ``--json`` prints."""
+    events = books.paid + books.refused + books.stock_moved + books.shipped + books.notified + books.dead_letters
+    return {
+        "accepted": books.accepted,
+        "malformed": books.malformed,
+        "repeated": books.repeated,
+        "conflict": books.conflict,
+        "paid": books.paid,
+        "refused": books.refused,
+        "stock_moved": books.stock_moved,
+        "shipped": books.shipped,
+        "notified": books.notified,
+        "dead_letters": books.dead_letters,
+        "lost": books.lost,
+        "duplicated": books.duplicated,
+        "out_of_order": books.out_of_order,
+        "kills": supervisor.kills,
+        "retries": supervisor.total("retried"),
+        "events": events,
+        "seconds": round(seconds, 2),
+        "events_per_second": round(events / seconds) if seconds else 0,
+        "balanced": books.balanced and not supervisor.errors,
+        "problems": [*books.problems, *supervisor.errors][:50],
+    }
+
+
+def _directory(keep: Path | None) -> Path:
+    if keep is None:
+        return Path(tempfile.mkdtemp(prefix="tidewire-demo-"))
+    if keep.exists() and any(keep.iterdir()):
+        raise ConfigurationError(f"--keep {keep}: it is not empty", hint="give a new directory")
+    keep.mkdir(parents=True, exist_ok=True)
+    return keep
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _check_extra() -> None:
+    for module in ("starlette", "uvicorn"):
+        try:
+            __import__(module)
+        except ImportError as error:
+            raise MissingExtra(
+                f"tidewire demo needs {module}", hint='pip install "tidewire[demo]" brings what it needs'
+            ) from error
+
+
+def write_shipped(path: Path) -> None:
+    """Write the order file that is shipped."""
+    path.write_bytes(b"\n".join(invented()) + b"\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,198 @@
+"""The books: what the services' databases say, held against each other. Reads rows, never logs or counters."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from tidewire.cli.demo.shop.services import SERVICES
+from tidewire.model import Browsed, DeadChannel
+
+__all__ = ["Books", "DeadEnd", "dead_ends", "reconcile"]
+
+_FIRST = 10
+_UNDELIVERABLE = "notifications"
+
+
+class DeadEnd(msgspec.Struct, frozen=True):
+    """A dead letter: whose, for which order, and why."""
+
+    group: str
+    order_id: str
+    reason: str
+    detail: str
+
+
+class Books(msgspec.Struct, frozen=True, kw_only=True):
+    """What the databases add up to. *problems* name what does not, the first few of each kind."""
+
+    accepted: int
+    malformed: int
+    repeated: int
+    conflict: int
+    paid: int
+    refused: int
+    stock_moved: int
+    shipped: int
+    notified: int
+    dead_letters: int
+    lost: int
+    duplicated: int
+    out_of_order: int
+    problems: Sequence[str]
+
+    @property
+    def balanced(self) -> bool:
+        """Whether every accepted order went its whole way, once, in order, and all sums agree."""
+        return not self.problems
+
+
+def reconcile(directory: Path, *, lines: int | None, letters: Sequence[DeadEnd]) -> Books:
+    """Read the databases in *directory* and add up. *lines*: how many lines were handed in, if that is known."""
+    verdicts = Counter(row[0] for row in _rows(directory, "orders", "SELECT verdict FROM lines"))
+    orders = {row[0]: row[1] for row in _rows(directory, "orders", "SELECT order_id, number FROM orders")}
+    payments = _rows(directory, "payments", "SELECT order_id, customer_id, number, refused FROM payments ORDER BY id")
+    moves = _rows(directory, "inventory", "SELECT order_id, customer_id, number, pieces FROM moves ORDER BY id")
+    parcels = _rows(directory, "shipping", "SELECT order_id, customer_id, number, '' FROM parcels ORDER BY id")
+    notices = _rows(directory, "notifications", "SELECT order_id, customer_id, number, kind FROM notices ORDER BY id")
+    paid = {row[0] for row in payments if not row[3]}
+    refused = {row[0] for row in payments if row[3]}
+    tally = Tally()
+    tally.once("payments", [row[0] for row in payments], set(orders))
+    tally.once("inventory", [row[0] for row in moves], paid)
+    tally.once("shipping", [row[0] for row in parcels], paid)
+    ends = [letter.order_id for letter in letters if letter.group == _UNDELIVERABLE]
+    tally.once("notifications", [row[0] for row in notices] + ends, paid | refused)
+    tally.wrong_kind(notices, paid, refused)
+    for service, rows in (("payments", payments), ("inventory", moves), ("shipping", parcels)):
+        tally.in_order(service, rows)
+    for kind in ("shipped", "refused"):
+        tally.in_order(f"notifications of {kind}", [row for row in notices if row[3] == kind])
+    tally.letters(letters)
+    tally.stock(moves, _rows(directory, "inventory", "SELECT coalesce(sum(moved), 0) FROM stock"))
+    tally.door(verdicts, len(orders), lines)
+    return Books(
+        accepted=len(orders),
+        malformed=verdicts["malformed"],
+        repeated=verdicts["repeated"],
+        conflict=verdicts["conflict"],
+        paid=len(paid),
+        refused=len(refused),
+        stock_moved=len(moves),
+        shipped=len({row[0] for row in parcels}),
+        notified=len({row[0] for row in notices}),
+        dead_letters=len(letters),
+        lost=tally.lost,
+        duplicated=tally.duplicated,
+        out_of_order=tally.out_of_order,
+        problems=tally.problems,
+    )
+
+
+class Tally:
+    """Counts what is wrong and keeps the first few sentences of each kind."""
+
+    def __init__(self) -> None:
+        self.lost = self.duplicated = self.out_of_order = 0
+        self.problems: list[str] = []
+
+    def once(self, service: str, found: Sequence[str], expected: set[str]) -> None:
+        """Each expected order exactly once, and none besides."""
+        times = Counter(found)
+        missing = sorted(expected - times.keys())
+        extra = sorted(order for order, count in times.items() if count > 1)
+        strange = sorted(times.keys() - expected)
+        self.lost += len(missing)
+        self.duplicated += sum(times[order] - 1 for order in extra) + sum(times[order] for order in strange)
+        self._say(missing, f"{service}: {{}} never arrived")
+        self._say(extra, f"{service}: {{}} took effect more than once")
+        self._say(strange, f"{service}: {{}} took effect without its cause")
+
+    def wrong_kind(self, notices: Sequence[Any], paid: set[str], refused: set[str]) -> None:
+        """A paid order is told of its parcel, a refused one of its refusal."""
+        for order, _, _, kind in notices:
+            if order not in (paid if kind == "shipped" else refused):
+                self.problems.append(f"notifications: {order} was told {kind!r}, which is not so")
+
+    def in_order(self, service: str, rows: Sequence[Any]) -> None:
+        """Per customer, first effects come in the order of acceptance."""
+        last: dict[str, int] = {}
+        seen: set[str] = set()
+        wrong: list[str] = []
+        for order, customer, number, _ in rows:
+            if order in seen:
+                continue
+            seen.add(order)
+            if number < last.get(customer, 0):
+                wrong.append(order)
+            last[customer] = max(number, last.get(customer, 0))
+        self.out_of_order += len(wrong)
+        self._say(wrong, f"{service}: {{}} came after a later order of its customer")
+
+    def letters(self, letters: Sequence[DeadEnd]) -> None:
+        """Only mail that cannot be delivered may end in the dead channel, with its reason."""
+        for letter in letters:
+            if letter.group != _UNDELIVERABLE or not letter.reason:
+                self.problems.append(f"{letter.group}: {letter.order_id} is a dead letter ({letter.detail})")
+
+    def stock(self, moves: Sequence[Any], moved: Sequence[Any]) -> None:
+        """The pieces on the moves are the pieces off the shelves."""
+        pieces = sum(row[3] for row in moves)
+        if moved and moved[0][0] != pieces:
+            self.problems.append(f"inventory: {moved[0][0]} pieces have left the shelves, the moves say {pieces}")
+
+    def door(self, verdicts: Counter[str], orders: int, lines: int | None) -> None:
+        """Every line handed in has one verdict, and every accepted one an order."""
+        if verdicts["accepted"] != orders:
+            self.problems.append(f"orders: {verdicts['accepted']} lines were accepted, but there are {orders} orders")
+        answered = sum(verdicts.values())
+        if lines is not None and answered != lines:
+            self.lost += max(0, lines - answered)
+            self.problems.append(f"orders: {lines} lines were handed in, {answered} have a verdict")
+
+    def _say(self, orders: Sequence[str], sentence: str) -> None:
+        self.problems += [sentence.format(order) for order in orders[:_FIRST]]
+        if len(orders) > _FIRST:
+            self.problems.append(sentence.format(f"… and {len(orders) - _FIRST} more"))
+
+
+async def dead_ends(transport: Any) -> list[DeadEnd]:
+    """Read every group's dead letters from the broker, without consuming them."""
+    found: list[DeadEnd] = []
+    for name, service in SERVICES.items():
+        for topic in sorted({handler.event.topic for handler in service.handlers}):
+            after: Any = None
+            while letters := await transport.browse(DeadChannel(topic, name), after=after, limit=500):
+                found += [_dead_end(name, letter) for letter in letters]
+                after = letters[-1].position
+    return found
+
+
+def _dead_end(group: str, letter: Browsed) -> DeadEnd:
+    headers = letter.message.headers
+    try:
+        order = msgspec.json.decode(letter.message.body, type=dict[str, Any]).get("order_id", "")
+    except msgspec.MsgspecError:
+        order = ""
+    return DeadEnd(group, str(order), headers.get("dl-reason", ""), headers.get("dl-detail", ""))
+
+
+def _rows(directory: Path, service: str, query: str) -> list[Any]:
+    """Rows of one service's database; a service that never came up has none."""
+    path = directory / f"{service}.db"
+    if not path.exists():
+        return []
+    connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+    try:
+        return connection.execute(query).fetchall()
+    except sqlite3.OperationalError as error:
+        if "no such table" in str(error):
+            return []
+        raise
+    finally:
+        connection.close()

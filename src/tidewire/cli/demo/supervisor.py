@@ -1,0 +1,141 @@
+"""The demo's supervisor: starts the services, kills them if asked to, starts them again, and ends them all."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import signal
+import sys
+from asyncio.subprocess import DEVNULL, PIPE, Process
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from tidewire.cli.demo.shop.services import SERVICES
+
+__all__ = ["Supervisor"]
+
+_STOP_MAX = 12.0
+
+
+class Member:
+    """One service, over as many processes as it takes."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.process: Process | None = None
+        self.ready = asyncio.Event()
+        self.counts: Counter[str] = Counter()
+        self.starts = 0
+        self.kills = 0
+
+
+class Supervisor:
+    """Runs the shop in *directory*; each process it starts, it ends, by its pid."""
+
+    def __init__(self, directory: Path, *, port: int, plant: str = "") -> None:
+        self._directory = directory
+        self._port = port
+        self._plant = plant
+        self._stopping = False
+        self.members = {name: Member(name) for name in SERVICES}
+        self.errors: list[str] = []
+
+    @property
+    def kills(self) -> int:
+        """How many processes were killed on purpose."""
+        return sum(member.kills for member in self.members.values())
+
+    def total(self, kind: str) -> int:
+        """How many facts of *kind* the services have told."""
+        return sum(member.counts[kind] for member in self.members.values())
+
+    async def keep(self, name: str) -> None:
+        """Until stopped: keep one service running; a process that dies by itself is told in `errors`."""
+        member = self.members[name]
+        while not self._stopping:
+            process = member.process = await self._start(name)
+            member.starts += 1
+            killed = member.kills
+            told, said = await asyncio.gather(self._listen(member, process), self._last_words(process))
+            code = await process.wait()
+            member.ready.clear()
+            member.process = None
+            if self._stopping:
+                return
+            if member.kills == killed:
+                self.errors.append(f"{name} ended by itself with {code} after {told} lines: {said}")
+                if len(self.errors) > 20:
+                    return
+                await asyncio.sleep(0.5)
+            await asyncio.sleep(0.05)
+
+    async def chaos(self, chance: random.Random, *, kills: int, every: float) -> None:
+        """Kill services that are up, at random times about *every* seconds, until there were *kills*."""
+        while self.kills < kills and not self._stopping:
+            await asyncio.sleep(every * chance.uniform(0.3, 1.7))
+            up = [member for member in self.members.values() if member.ready.is_set() and member.process]
+            if up:
+                self._kill(chance.choice(up))
+
+    async def ready(self) -> None:
+        """Wait until every service has come up."""
+        for member in self.members.values():
+            await member.ready.wait()
+
+    async def stop(self) -> None:
+        """Ask every service to drain and end; what does not in time is killed."""
+        self._stopping = True
+        processes = [member.process for member in self.members.values() if member.process is not None]
+        for process in processes:
+            _signal(process, signal.SIGTERM)
+        try:
+            async with asyncio.timeout(_STOP_MAX):
+                await asyncio.gather(*(process.wait() for process in processes))
+        except TimeoutError:
+            for process in processes:
+                _signal(process, signal.SIGKILL)
+
+    def _kill(self, member: Member) -> None:
+        if member.process is not None and member.process.returncode is None:
+            member.kills += 1
+            member.ready.clear()
+            _signal(member.process, signal.SIGKILL)
+
+    async def _start(self, name: str) -> Process:
+        arguments: Sequence[str] = ["-m", "tidewire.cli.demo.worker", name, str(self._directory)]
+        if name == "orders":
+            arguments = [*arguments, "--port", str(self._port)]
+        if self._plant:
+            arguments = [*arguments, "--plant", self._plant]
+        return await asyncio.create_subprocess_exec(
+            sys.executable, *arguments, stdin=DEVNULL, stdout=PIPE, stderr=PIPE, start_new_session=True
+        )
+
+    async def _listen(self, member: Member, process: Process) -> int:
+        """Take in what the process tells, until it ends; return the number of lines."""
+        assert process.stdout is not None
+        lines = 0
+        async for line in process.stdout:
+            lines += 1
+            counts = json.loads(line)
+            if counts.pop("ready", 0):
+                member.ready.set()
+            member.counts.update(counts)
+        return lines
+
+    async def _last_words(self, process: Process) -> str:
+        assert process.stderr is not None
+        words = b""
+        async for line in process.stderr:
+            words = (words + line)[-2_000:]
+        return words.decode(errors="replace").strip()
+
+
+def _signal(process: Process, number: int) -> None:
+    if process.returncode is None:
+        try:
+            process.send_signal(number)
+        except ProcessLookupError:
+            return

@@ -1,0 +1,105 @@
+"""One service of the shop as a process of its own: ``python -m tidewire.cli.demo.worker SERVICE DIRECTORY …``.
+
+Started and killed by the supervisor; tells it on standard output, a line of JSON at a time, what it has done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import signal
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from tidewire import Options, Running, running, transaction
+from tidewire.cli.demo.door import Door, serve_door
+from tidewire.cli.demo.plants import PLANTS, plant
+from tidewire.cli.demo.shop.services import SERVICES, TABLES
+from tidewire.model import Fact
+from tidewire.stores.sqlite import open_sqlite_store
+from tidewire.transports.sqlite import open_sqlite_transport
+
+__all__ = ["OPTIONS", "main"]
+
+OPTIONS = Options(lease=timedelta(seconds=1), grace=timedelta(seconds=5), max_hold=timedelta(seconds=30))
+_TELL_EVERY = 0.2
+
+
+class Teller:
+    """An observer that counts, and tells the supervisor."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+
+    def record(self, facts: Sequence[Fact]) -> None:
+        """Count facts by kind."""
+        self._counts.update(fact.kind for fact in facts)
+
+    def tell(self) -> None:
+        """Write what is new as one line."""
+        if self._counts:
+            sys.stdout.write(json.dumps(self._counts) + "\n")
+            sys.stdout.flush()
+            self._counts.clear()
+
+    async def telling(self) -> None:
+        """Until cancelled: tell, five times a second."""
+        while True:
+            await asyncio.sleep(_TELL_EVERY)
+            self.tell()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one service until SIGTERM."""
+    parser = argparse.ArgumentParser(prog="tidewire.cli.demo.worker")
+    parser.add_argument("service", choices=sorted(SERVICES))
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--plant", choices=PLANTS)
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.CRITICAL)
+    asyncio.run(_serve(arguments))
+    return 0
+
+
+async def _serve(arguments: argparse.Namespace) -> None:
+    name, directory = arguments.service, arguments.directory
+    stopped = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    teller = Teller()
+    async with (
+        open_sqlite_transport(directory / "broker.db") as transport,
+        open_sqlite_store(directory / f"{name}.db") as store,
+    ):
+        async with transaction(store) as tx:
+            for table in TABLES[name]:
+                await tx.execute(table)
+        planted: tuple[Any, Any] = plant(arguments.plant or "", transport, store)
+        async with (
+            running(SERVICES[name], transport=planted[0], store=planted[1], options=OPTIONS, observer=teller) as app,
+            asyncio.TaskGroup() as tasks,
+        ):
+            telling = tasks.create_task(teller.telling())
+            sys.stdout.write('{"ready": 1}\n')
+            sys.stdout.flush()
+            await _until_stopped(app, planted[1], arguments.port, stopped)
+            telling.cancel()
+    teller.tell()
+
+
+async def _until_stopped(app: Running, store: Any, port: int, stopped: asyncio.Event) -> None:
+    if port:
+        await serve_door(Door(store, app.publisher), port, stopped)
+    else:
+        await stopped.wait()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
