@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from runtime.conftest import Opened, OrderPlaced, PageViewed, PaymentTaken
+from runtime_world import Opened, OrderPlaced, PageViewed, PaymentTaken
 from tidewire import ConfigurationError, Context, Options, PublishRejected, Reject, Retry, Service
 from tidewire.errors import StoreUnavailable
 from tidewire.model import GroupSpec, Message, Topic, TopicSpec
@@ -30,9 +30,7 @@ def test_promise_1_publish_returns_once_the_event_is_stored(opened: Opened) -> N
 
     async def scenario() -> None:
         async with opened() as world:
-            await world.transport.provision(
-                [TopicSpec("shop.order", lanes=4)], [GroupSpec("billing", ["shop.order"])]
-            )
+            await world.transport.provision([TopicSpec("shop.order", lanes=4)], [GroupSpec("billing", ["shop.order"])])
             async with world.running(Service("shop")) as shop:
                 await shop.publisher.publish(OrderPlaced("1"))
             async with world.running(service):

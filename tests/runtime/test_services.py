@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from runtime.conftest import Opened, OrderPlaced, PageViewed, PaymentTaken
+from runtime_world import Opened, OrderPlaced, PageViewed, PaymentTaken
 from tidewire import ConfigurationError, Context, Options, Retry, RetryAfter, Service, SyncContext, domain_event
 from tidewire.transports.memory import open_memory_transport
 

@@ -1,0 +1,1 @@
+"""Transports: adapters to brokers; each opens with its `open_…` function."""

@@ -1,0 +1,265 @@
+"""Storing messages: the SQL of the log, the inbox channels and the dead letters. Runs inside a writer's job."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+from zlib import crc32
+
+import msgspec
+
+from tidewire.model import DeadChannel, InboxChannel, Message, Receipt, Topic
+from tidewire.rules.names import is_topic_name
+
+__all__ = ["Names", "TopicRow", "append_due", "columns", "lane_of", "store", "validated"]
+
+MESSAGE_BYTES_MAX = 1 << 20
+_MARGIN = 32_768  # what a dead letter's own headers may add
+encode_headers = msgspec.json.Encoder().encode
+
+
+class TopicRow(NamedTuple):
+    """A topic as the file has it."""
+
+    id: int
+    name: str
+    lanes: int
+    retention: int | None
+    size_max: int | None
+
+
+class Names:
+    """Names and their numbers, remembered; what is not known is looked up, for another process may have made it."""
+
+    def __init__(self, read: Callable[..., sqlite3.Cursor]) -> None:
+        self._read = read
+        self._topics: dict[str, TopicRow] = {}
+        self._subs: dict[tuple[str, str], int] = {}
+        self.sources: dict[str, int] = {}
+        self.source_names: dict[int, str] = {}
+
+    def topic(self, name: str) -> TopicRow | None:
+        """Return the topic, or None."""
+        found = self._topics.get(name)
+        if found is None:
+            row = self._read(
+                "SELECT id, name, lanes, retention, size_max FROM topic WHERE name = ?", (name,)
+            ).fetchone()
+            if row is not None:
+                found = self._topics[name] = TopicRow(*row)
+        return found
+
+    def sub(self, group: str, topic: str) -> int | None:
+        """Return the number of (group, topic), or None."""
+        found = self._subs.get((group, topic))
+        if found is None:
+            row = self._read(
+                "SELECT m.id FROM member_of m JOIN topic t ON t.id = m.topic WHERE m.grp = ? AND t.name = ?",
+                (group, topic),
+            ).fetchone()
+            if row is not None:
+                found = self._subs[group, topic] = int(row[0])
+        return found
+
+    def source(self, number: int) -> str:
+        """Return a source's name."""
+        name = self.source_names.get(number)
+        if name is None:
+            if len(self.source_names) > 10_000:
+                self.source_names.clear()
+            name = str(self._read("SELECT name FROM source WHERE id = ?", (number,)).fetchone()[0])
+            self.source_names[number] = name
+        return name
+
+
+def lane_of(key: str | None, event_id: str, lanes: int) -> int:
+    """Return the lane of a key, always the same one; what has no key is spread by its id."""
+    return crc32((event_id if key is None else key).encode()) % lanes
+
+
+def validated(messages: Sequence[Message], names: Names) -> list[Receipt | None]:
+    """Return a rejection for what cannot be stored, None for the rest; after a rejection its key is rejected too."""
+    verdicts: list[Receipt | None] = []
+    failed: set[tuple[str, str]] = set()
+    for message in messages:
+        topic = message.to.name if isinstance(message.to, Topic) else message.to.topic
+        verdict = _refusal(message, topic, names)
+        key = message.key
+        if verdict is None and key is not None and failed and (topic, key) in failed:
+            verdict = Receipt(message.id, "rejected", "after_failure", "an earlier message of its key was not stored")
+        if verdict is not None and key is not None:
+            failed.add((topic, key))
+        verdicts.append(verdict)
+    return verdicts
+
+
+def _refusal(message: Message, topic: str, names: Names) -> Receipt | None:
+    if names.topic(topic) is None:
+        what = f"there is no topic {topic!r}" if is_topic_name(topic) else "not a name of a topic"
+        return Receipt(message.id, "rejected", "unknown_topic", what)
+    if not isinstance(message.to, Topic) and names.sub(message.to.group, topic) is None:
+        return Receipt(message.id, "rejected", "unknown_topic", f"there is no group {message.to.group!r} on {topic!r}")
+    size = len(message.body)
+    if size > MESSAGE_BYTES_MAX - 8_192:
+        size += sum(len(name) + len(value.encode("utf-8", "replace")) for name, value in message.headers.items())
+        limit = MESSAGE_BYTES_MAX if isinstance(message.to, Topic) else MESSAGE_BYTES_MAX + _MARGIN
+        if size > limit:
+            return Receipt(message.id, "rejected", "too_large", f"{size} bytes; at most {limit}")
+    elif len(message.headers) > 64 and sum(map(len, message.headers.values())) > MESSAGE_BYTES_MAX - size:
+        return Receipt(message.id, "rejected", "too_large", "its headers are too large")
+    try:
+        for text in (message.id, message.source, message.key or "", *message.headers.values()):
+            if not text.isascii():
+                text.encode()
+    except UnicodeEncodeError:
+        return Receipt(message.id, "rejected", "invalid", "a text holds a lone surrogate")
+    return None
+
+
+class Store:
+    """One call's messages on their way into the tables."""
+
+    def __init__(self, connection: sqlite3.Connection, names: Names, now: int) -> None:
+        self.connection = connection
+        self.names = names
+        self.now = now
+        self.topics: set[int] = set()
+        self.subs: set[int] = set()
+
+    def all(self, messages: Sequence[Message]) -> list[Receipt]:
+        """Store *messages*, which have been validated, in order, and return their receipts."""
+        rows: list[tuple[Any, ...]] = []
+        logged: list[Message] = []
+        for message in messages:
+            to = message.to
+            if not isinstance(to, Topic):
+                self._private(message, to)
+                continue
+            topic = self._topic(to.name)
+            due = message.not_before
+            if due is not None and due > self.now:
+                self.connection.execute(
+                    "INSERT INTO delayed (due, topic, id, source, key, headers, body) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    (due, topic.id, *self.columns(message)),
+                )
+                self.topics.add(topic.id)
+                continue
+            lane = lane_of(message.key, message.id, topic.lanes)
+            rows.append((topic.id, lane, self.now, *self.columns(message)))
+            logged.append(message)
+        receipts = dict(zip(map(id, logged), self._append(rows, logged), strict=True)) if rows else {}
+        return [receipts.get(id(message)) or Receipt(message.id, "stored") for message in messages]
+
+    def _append(self, rows: list[tuple[Any, ...]], messages: list[Message]) -> list[Receipt]:
+        """Append to the log in one statement; only where an id was known before, look which."""
+        capped = self._over_size(rows, messages)
+        if capped is not None:
+            return capped
+        before = self._last()
+        written = self.connection.executemany(_APPEND, rows).rowcount
+        self.topics.update(row[0] for row in rows)
+        if written == len(rows):
+            return [Receipt(message.id, "stored") for message in messages]
+        receipts: list[Receipt] = []
+        seen: set[tuple[Any, ...]] = set()
+        for row, message in zip(rows, messages, strict=True):
+            found = self.connection.execute(  # log_once
+                "SELECT seq, body FROM log WHERE topic = ? AND id = ? AND source = ?", (row[0], row[3], row[4])
+            ).fetchone()
+            name = (row[0], row[3], row[4])
+            if found[1] != message.body:
+                detail = "this id and source are stored with another body"
+                receipts.append(Receipt(message.id, "rejected", "invalid", detail))
+            elif found[0] <= before or name in seen:
+                receipts.append(Receipt(message.id, "duplicate"))
+            else:
+                receipts.append(Receipt(message.id, "stored"))
+            seen.add(name)
+        return receipts
+
+    def _over_size(self, rows: list[tuple[Any, ...]], messages: list[Message]) -> list[Receipt] | None:
+        """Refuse what would go beyond a topic's cap, naming who holds it back; else count it."""
+        sizes: dict[int, int] = {}
+        for message, row in zip(messages, rows, strict=True):
+            assert isinstance(message.to, Topic)
+            if self._topic(message.to.name).size_max is not None:
+                sizes[row[0]] = sizes.get(row[0], 0) + len(message.body)
+        for topic, size in sizes.items():
+            used, limit = self.connection.execute("SELECT size, size_max FROM topic WHERE id = ?", (topic,)).fetchone()
+            if used + size > limit:
+                slowest = self.connection.execute(
+                    "SELECT m.grp FROM cursor c JOIN member_of m ON m.id = c.sub WHERE m.topic = ? ORDER BY c.pos LIMIT 1",
+                    (topic,),
+                ).fetchone()
+                who = f"group {slowest[0]!r} holds it back" if slowest else "no group reads it"
+                return [
+                    Receipt(message.id, "rejected", "full", f"the topic has {used} bytes; {who}")
+                    for message in messages
+                ]
+        for topic, size in sizes.items():
+            self.connection.execute("UPDATE topic SET size = size + ? WHERE id = ?", (size, topic))
+        return None
+
+    def _private(self, message: Message, to: InboxChannel | DeadChannel) -> None:
+        sub = self.names.sub(to.group, to.topic)
+        assert sub is not None
+        if isinstance(to, DeadChannel):
+            self.connection.execute(
+                "INSERT INTO dead (sub, at, id, source, key, headers, body) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (sub, self.now, *self.columns(message)),
+            )
+        else:
+            lane = lane_of(message.key, message.id, self._topic(to.topic).lanes)
+            self.connection.execute(
+                "INSERT INTO inbox (sub, lane, due, at, attempt, suspect, id, source, key, headers, body) "
+                "VALUES (?, ?, ?, ?, 1, 0, ?, ?, ?, ?, ?)",
+                (sub, lane, message.not_before or 0, self.now, *self.columns(message)),
+            )
+        self.subs.add(sub)
+
+    def columns(self, message: Message) -> tuple[Any, ...]:
+        """Return id, source, key, headers and body as the tables hold them."""
+        source = self.names.sources.get(message.source)
+        if source is None:
+            source = self._source(message.source)
+        return message.id, source, message.key, encode_headers(message.headers).decode(), message.body
+
+    def _source(self, name: str) -> int:
+        """Return the number of a source; remembered only when it was there before, for this may be rolled back."""
+        row = self.connection.execute("SELECT id FROM source WHERE name = ?", (name,)).fetchone()
+        if row is not None:
+            if len(self.names.sources) > 10_000:
+                self.names.sources.clear()
+            self.names.sources[name] = int(row[0])
+            return int(row[0])
+        return int(self.connection.execute("INSERT INTO source (name) VALUES (?) RETURNING id", (name,)).fetchone()[0])
+
+    def _topic(self, name: str) -> TopicRow:
+        topic = self.names.topic(name)
+        assert topic is not None
+        return topic
+
+    def _last(self) -> int:
+        row = self.connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'log'").fetchone()
+        return 0 if row is None else int(row[0])
+
+
+_APPEND = (
+    "INSERT INTO log (topic, lane, at, id, source, key, headers, body) VALUES (?, ?, ?, ?, ?, ?, ?, ?) "
+    "ON CONFLICT DO NOTHING"
+)
+
+
+def append_due(connection: sqlite3.Connection, now: int) -> set[int]:
+    """Append delayed messages whose time has come to the log, in the order of their times; return their topics."""
+    rows = connection.execute(  # delayed_due
+        "SELECT d.row, d.topic, t.lanes, d.id, d.source, d.key, d.headers, d.body FROM delayed d "
+        "JOIN topic t ON t.id = d.topic WHERE d.due <= ? ORDER BY d.due, d.row LIMIT 1000",
+        (now,),
+    ).fetchall()
+    for row, topic, lanes, event_id, source, key, headers, body in rows:
+        lane = lane_of(key, event_id, lanes)
+        connection.execute(_APPEND, (topic, lane, now, event_id, source, key, headers, body))
+        connection.execute("DELETE FROM delayed WHERE row = ?", (row,))
+    return {row[1] for row in rows}

@@ -1,0 +1,218 @@
+"""Being a member: joining, sharing lanes fairly with the others, noticing what was lost, and leaving."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
+
+import msgspec
+
+from tidewire.errors import TransportError, TransportUnavailable
+from tidewire.model import LaneEvent, Subscription
+from tidewire.transports.sqlite.lanes import Lane, extend, take, wanted
+from tidewire.transports.sqlite.log import TopicRow
+from tidewire.transports.sqlite.receiver import SqliteReceiver
+from tidewire.transports.sqlite.shared import Shared
+
+__all__ = ["joined"]
+
+_logger = logging.getLogger("tidewire.sqlite")
+
+
+@asynccontextmanager
+async def joined(
+    shared: Shared, subscription: Subscription, subs: Sequence[tuple[int, TopicRow]]
+) -> AsyncIterator[SqliteReceiver]:
+    """Be a member of the group while the block lasts."""
+    receiver = SqliteReceiver(shared, subscription, subs)
+    membership = Membership(shared, receiver)
+    await membership.join()
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            balancing = tasks.create_task(membership.balance())
+            try:
+                yield receiver
+            finally:
+                balancing.cancel()
+                await membership.wait_for_settles()
+    except BaseExceptionGroup as group:
+        raise _first(group) from None
+    finally:
+        await asyncio.shield(membership.leave())
+
+
+class Membership:
+    """The lanes of one member. The lease is extended from the writer thread, so a busy event loop loses nothing."""
+
+    def __init__(self, shared: Shared, receiver: SqliteReceiver) -> None:
+        self._shared = shared
+        self._receiver = receiver
+        self._subscription = receiver.subscription
+        self._name = receiver.subscription.member
+        self._lease = int(receiver.subscription.lease / timedelta(microseconds=1)) * 1_000
+        self._topics = msgspec.json.encode(sorted(topic.id for _, topic in receiver.subs)).decode()
+
+    async def join(self) -> None:
+        """Appear among the members and take what falls to us."""
+
+        def appear(connection: sqlite3.Connection) -> None:
+            connection.execute(
+                "INSERT INTO member (name, grp, topics, address, boot, until) VALUES (?, ?, ?, ?, ?, ?) "
+                "ON CONFLICT DO UPDATE SET until = excluded.until, address = excluded.address, boot = excluded.boot",
+                (
+                    self._name,
+                    self._subscription.group,
+                    self._topics,
+                    self._shared.waker.address,
+                    self._shared.boot,
+                    self._until(),
+                ),
+            )
+            connection.execute(  # those whose lease ended long ago
+                "DELETE FROM member WHERE boot != ? OR until < ?", (self._shared.boot, self._ticks() - 10 * self._lease)
+            )
+
+        await self._shared.writer.submit(appear)
+        self._shared.receivers.append(self._receiver)
+        interval = max(self._lease / 3e9, 0.02)
+        self._shared.writer.every(self, interval, lambda connection: extend(connection, self._name, self._until()))
+        await self._shared.tell_members(self._subscription.group)
+        await self._balance_once()
+
+    async def balance(self) -> None:
+        """Until cancelled: share lanes with whoever is there, as soon as that changes, and look now and then."""
+        interval = min(max(self._lease / 4e9, 0.05), 1.0)
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(interval):
+                    await self._receiver.members_changed.wait()
+            self._receiver.members_changed.clear()
+            try:
+                await self._balance_once()
+            except TransportUnavailable as error:  # the next round tries again; leases are kept elsewhere
+                _logger.warning("tidewire.sqlite.balance", extra={"error_type": type(error).__name__})
+
+    async def wait_for_settles(self) -> None:
+        """Hand nothing out any more and let what is out be settled, within the grace time."""
+        for lane in self._receiver.lanes.values():
+            lane.revoking = True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._subscription.grace.total_seconds()):
+                while self._receiver.unsettled:
+                    self._receiver.calm.clear()
+                    await self._receiver.calm.wait()
+
+    async def leave(self) -> None:
+        """Give everything back and disappear, so that others take over at once."""
+        receiver = self._receiver
+        self._shared.writer.no_more(self)
+        receiver.closed = True
+        receiver.woken.set()
+        if receiver in self._shared.receivers:
+            self._shared.receivers.remove(receiver)
+        name = self._name
+        with suppress(TransportError):  # what cannot be given back now is free when its lease ends
+            await self._shared.writer.submit(
+                lambda connection: connection.execute("DELETE FROM member WHERE name = ?", (name,)).rowcount, vital=True
+            )
+            await receiver.give_back(list(receiver.lanes.values()))
+            await self._shared.tell_members(self._subscription.group)
+
+    async def _balance_once(self) -> None:
+        receiver = self._receiver
+        await self._drop_lost()
+        members = [
+            row[0]
+            for row in self._shared.read(
+                "SELECT name FROM member WHERE grp = ? AND topics = ? AND boot = ? AND until > ?",
+                (self._subscription.group, self._topics, self._shared.boot, self._ticks()),
+            )
+        ]
+        if self._name not in members:
+            members.append(self._name)
+        all_lanes = {(sub, number): topic for sub, topic in receiver.subs for number in range(topic.lanes)}
+        mine = wanted(members, self._name, all_lanes)
+        held = {(lane.sub, lane.number): lane for lane in receiver.lanes.values()}
+        await self._take([(sub, number, all_lanes[sub, number]) for sub, number in sorted(mine - held.keys())])
+        await self._revoke([held[place] for place in held.keys() - mine])
+
+    async def _take(self, places: Sequence[tuple[int, int, TopicRow]]) -> None:
+        """Take those of *places* that are free, in one transaction."""
+        if not places or not self._any_free(places):
+            return
+
+        def take_all(connection: sqlite3.Connection) -> list[Lane]:
+            taken: list[Lane] = []
+            for sub, number, topic in places:
+                found = take(
+                    connection,
+                    sub,
+                    number,
+                    owner=self._name,
+                    boot=self._shared.boot,
+                    now_ticks=self._ticks(),
+                    until=self._until(),
+                    now_us=self._shared.clock.now_us(),
+                    prefetch=self._subscription.prefetch,
+                )
+                if found is not None:
+                    epoch, pos, past = found
+                    name = f"{topic.name}/{number}"
+                    lane = Lane(name=name, sub=sub, topic=topic.id, number=number, epoch=epoch, pos=pos, past=past)
+                    taken.append(lane)
+            return taken
+
+        for lane in await self._shared.writer.submit(take_all):
+            if not self._receiver.closed:
+                self._receiver.assigned(lane)
+
+    def _any_free(self, places: Sequence[tuple[int, int, TopicRow]]) -> bool:
+        now = self._ticks()
+        for sub, number, _ in places:
+            row = self._shared.read(
+                "SELECT owner, boot, until FROM cursor WHERE sub = ? AND lane = ?", (sub, number)
+            ).fetchone()
+            if row is not None and (not row[0] or row[0] == self._name or row[1] != self._shared.boot or row[2] <= now):
+                return True
+        return False
+
+    async def _revoke(self, lanes: Sequence[Lane]) -> None:
+        """Ask for what falls to others; what is not drained in time goes all the same."""
+        now, grace = self._ticks(), int(self._subscription.grace / timedelta(microseconds=1)) * 1_000
+        overdue: list[Lane] = []
+        for lane in lanes:
+            if not lane.revoking:
+                lane.revoking = True
+                lane.deadline = now + grace
+                self._receiver.events.append(LaneEvent("revoking", lane.name, lane.epoch, lane.deadline))
+                self._receiver.woken.set()
+            elif now > lane.deadline:
+                overdue.append(lane)
+        await self._receiver.give_back(overdue)
+        for lane in overdue:
+            self._receiver.events.append(LaneEvent("lost", lane.name, lane.epoch))
+
+    async def _drop_lost(self) -> None:
+        """Notice lanes that somebody else has taken, while we were paused beyond our lease."""
+        rows = self._shared.read("SELECT sub, lane, epoch FROM cursor WHERE owner = ?", (self._name,)).fetchall()
+        ours = {(sub, number): epoch for sub, number, epoch in rows}
+        for lane in list(self._receiver.lanes.values()):
+            if ours.get((lane.sub, lane.number)) != lane.epoch:
+                self._receiver.lost(lane)
+
+    def _ticks(self) -> int:
+        return self._shared.clock.ticks()
+
+    def _until(self) -> int:
+        return self._shared.clock.ticks() + self._lease
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -1,0 +1,109 @@
+"""One open broker file in this process: its writer, its reader, and everybody here who waits for its commits."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from tidewire.kit.sqlite_file import SqliteFile
+from tidewire.protocols import Clock
+from tidewire.transports.sqlite.log import Names, append_due
+from tidewire.transports.sqlite.wake import MEMBERS, WORK, Waker
+from tidewire.transports.sqlite.writer import Writer
+
+if TYPE_CHECKING:
+    from tidewire.transports.sqlite.receiver import SqliteReceiver
+
+__all__ = ["Shared", "boot_id"]
+
+_FRESH = 0.25
+_encode = msgspec.json.Encoder().encode
+_decode_topics = msgspec.json.Decoder(set[int]).decode
+
+
+class Shared:
+    """What the transport and its receivers have in common."""
+
+    def __init__(self, file: SqliteFile, clock: Clock, name: str) -> None:
+        self.file = file
+        self.clock = clock
+        self.boot = boot_id()
+        self.receivers: list[SqliteReceiver] = []
+        self._loop = asyncio.get_running_loop()
+        self._writing = file.connect()
+        self._reading = file.connect(read_only=True)
+        self.names = Names(self.read)
+        self.waker = Waker(name, self._woken)
+        self.writer = Writer(file, self._writing, self._committed)
+        self._others: list[tuple[str, set[int]]] = []
+        self._others_at = 0.0
+
+    def read(self, sql: str, parameters: tuple[Any, ...] = ()) -> sqlite3.Cursor:
+        """Run a query on the read connection: committed rows.
+
+        Raises:
+            TransportUnavailable, TransportRefused: the file cannot be read.
+        """
+        with self.file.mapped:
+            return self._reading.execute(sql, parameters)
+
+    async def append_due(self) -> None:
+        """Append delayed messages whose time has come."""
+        now = self.clock.now_us()
+
+        def append(connection: sqlite3.Connection) -> None:
+            self.writer.topics |= append_due(connection, now)
+
+        await self.writer.submit(append)
+
+    async def tell_members(self, group: str) -> None:
+        """Let the members of *group*, here and elsewhere, look who is there."""
+        for receiver in self.receivers:
+            if receiver.subscription.group == group:
+                receiver.members_changed.set()
+        addresses = [row[0] for row in self.read("SELECT address FROM member WHERE grp = ?", (group,))]
+        self.waker.send([address for address in addresses if address != self.waker.address], MEMBERS)
+
+    def close(self) -> None:
+        """Finish writing and close everything; blocks."""
+        self.writer.close()
+        self.file.close_connection(self._reading)
+        self.file.close()
+
+    def _woken(self, what: bytes) -> None:
+        """Another process has committed something."""
+        for receiver in self.receivers:
+            receiver.touched(None, None)
+            if what == MEMBERS:
+                receiver.members_changed.set()
+
+    def _committed(self, topics: set[int], subs: set[int]) -> None:
+        """On the writer thread, after a commit: wake who reads what was touched."""
+        if self.receivers:
+            self._loop.call_soon_threadsafe(self._wake_here, topics, subs)
+        now = time.monotonic()
+        if now - self._others_at > _FRESH:
+            self._others_at = now
+            rows = self._writing.execute(
+                "SELECT address, topics FROM member WHERE boot = ? AND address != ?", (self.boot, self.waker.address)
+            )
+            self._others = [(address, _decode_topics(text)) for address, text in rows]
+        if self._others:
+            self.waker.send({address for address, read in self._others if not topics or read & topics}, WORK)
+
+    def _wake_here(self, topics: set[int], subs: set[int]) -> None:
+        for receiver in self.receivers:
+            receiver.touched(topics, subs)
+
+
+def boot_id() -> str:
+    """Return what tells this start of the machine from every other: boot-clock ticks mean nothing beyond it."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return "unknown"

@@ -1,0 +1,194 @@
+"""The one writer of a broker file in this process: whatever waits becomes one transaction, one sync, one wake-up.
+
+A job is a function of the connection; it runs on the writer thread inside a transaction with its neighbours. If one
+of them fails, the transaction is rolled back and each runs again alone, so that only the culprit hears of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple, TypeVar
+
+from tidewire.errors import TransportClosed, TransportUnavailable
+from tidewire.kit.sqlite_errors import is_full
+from tidewire.kit.sqlite_file import SqliteFile
+
+__all__ = ["Committed", "Writer"]
+
+T = TypeVar("T")
+Job = Callable[[sqlite3.Connection], Any]
+Committed = Callable[[set[int], set[int]], None]
+_JOBS_MAX = 4_096
+_ROWS_BYTES = 2_048
+_RESERVE_BYTES = 1 << 20
+
+
+class Entry(NamedTuple):
+    """A job on its way; *vital* ones (settles) may use the reserve when the disk is full."""
+
+    job: Job
+    future: asyncio.Future[Any]
+    vital: bool
+
+
+class Writer:
+    """Runs jobs. *on_commit* is called on the writer thread with what it touched: topics, and group-topics."""
+
+    def __init__(self, file: SqliteFile, connection: sqlite3.Connection, on_commit: Committed) -> None:
+        self.file = file
+        self._connection = connection
+        self._on_commit = on_commit
+        self._loop = asyncio.get_running_loop()
+        self._queue: deque[Entry] = deque()
+        self._wanted = threading.Event()
+        self._closing = False
+        self._periodic: dict[object, tuple[float, Job]] = {}
+        self._due: dict[object, float] = {}
+        self.topics: set[int] = set()
+        self.subs: set[int] = set()
+        self._reserve = f"{file.path}-reserve"
+        self._keep_reserve()
+        self._thread = threading.Thread(target=self._run, name="tidewire-broker", daemon=True)
+        self._thread.start()
+
+    async def submit(self, job: Callable[[sqlite3.Connection], T], *, vital: bool = False) -> T:
+        """Run *job* and return its result once it is durable. Cancelling the wait does not undo the job.
+
+        Raises:
+            TransportUnavailable: the file cannot be written now; the job has no effect.
+            TransportClosed: after `close`, or in a forked child.
+        """
+        self.file.check_process()
+        if self._closing:
+            raise TransportClosed(f"{self.file.what} is closed")
+        while len(self._queue) >= _JOBS_MAX:
+            await asyncio.sleep(0.001)
+        future: asyncio.Future[T] = self._loop.create_future()
+        self._queue.append(Entry(job, future, vital))
+        if not self._wanted.is_set():
+            self._wanted.set()
+        return await future
+
+    def every(self, owner: object, seconds: float, job: Job) -> None:
+        """Run *job* about every *seconds* from the writer thread, whatever the event loop is doing."""
+        self._periodic[owner] = (seconds, job)
+
+    def no_more(self, owner: object) -> None:
+        """End what `every` began."""
+        self._periodic.pop(owner, None)
+
+    def close(self) -> None:
+        """Finish what waits and end the thread; blocks. The connection is closed in the turn."""
+        if not self._closing:
+            self._closing = True
+            self._wanted.set()
+            self._thread.join()
+
+    # --- on the writer thread -----------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            self._wanted.wait(self._rest())
+            self._wanted.clear()
+            batch = [self._queue.popleft() for _ in range(len(self._queue))]
+            if batch:
+                self._commit(batch)
+            self._run_periodic()
+            if self._closing and not self._queue:
+                break
+        with suppress(TransportUnavailable):
+            self.file.close_connection(self._connection)
+
+    def _rest(self) -> float:
+        if self._queue:
+            return 0.0
+        return min((seconds for seconds, _ in list(self._periodic.values())), default=1.0) / 2
+
+    def _run_periodic(self) -> None:
+        import time
+
+        now = time.monotonic()
+        for owner, (seconds, job) in list(self._periodic.items()):
+            if now >= self._due.get(owner, 0.0):
+                self._due[owner] = now + seconds
+                with suppress(TransportUnavailable):
+                    self._transaction([job])
+        for owner in [owner for owner in self._due if owner not in self._periodic]:
+            del self._due[owner]
+
+    def _commit(self, batch: Sequence[Entry]) -> None:
+        try:
+            results: list[Any] = self._transaction([entry.job for entry in batch])
+        except Exception as error:
+            results = [error] if len(batch) == 1 else [TransportUnavailable("not run")] * len(batch)
+            if len(batch) > 1 or (batch[0].vital and is_full(error.__cause__)):
+                results = [self._alone(entry) for entry in batch]
+        # One wake-up of the loop for the whole batch.
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(_deliver, batch, results)
+
+    def _alone(self, entry: Entry) -> Any:
+        try:
+            return self._transaction([entry.job])[0]
+        except Exception as error:
+            if not (entry.vital and is_full(error.__cause__) and self._spend_reserve()):
+                return error
+        try:
+            return self._transaction([entry.job])[0]
+        except Exception as error:
+            return error
+
+    def _transaction(self, jobs: Sequence[Job]) -> list[Any]:
+        connection = self._connection
+        self.topics, self.subs = set(), set()
+        with self.file.writing(), self.file.mapped:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                results = [job(connection) for job in jobs]
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+            self.file.committed(connection, size=len(jobs) * _ROWS_BYTES)
+        if self.topics or self.subs:
+            self._on_commit(self.topics, self.subs)
+        return results
+
+    # --- a reserve for a full disk: acks need room too ------------------------------------------------------------
+
+    def _keep_reserve(self) -> None:
+        try:
+            descriptor = os.open(self._reserve, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError:
+            return
+        try:
+            if os.fstat(descriptor).st_size < _RESERVE_BYTES:
+                os.posix_fallocate(descriptor, 0, _RESERVE_BYTES)
+        except OSError:
+            return
+        finally:
+            os.close(descriptor)
+
+    def _spend_reserve(self) -> bool:
+        try:
+            os.truncate(self._reserve, 0)
+        except OSError:
+            return False
+        return True
+
+
+def _deliver(batch: Sequence[Entry], results: Sequence[Any]) -> None:
+    for entry, result in zip(batch, results, strict=True):
+        if entry.future.done():
+            continue
+        if isinstance(result, BaseException):
+            entry.future.set_exception(result)
+        else:
+            entry.future.set_result(result)
