@@ -104,6 +104,19 @@ def test_freeing_twice_frees_once() -> None:
     assert schedule.take() is None
 
 
+def test_what_was_never_added_frees_nothing() -> None:
+    """An event nobody asked for is settled like the others; the held key of its namesake stays held."""
+    schedule: Schedule[Piece] = Schedule()
+    failing, behind, skipped = piece(1, "a"), piece(2, "a"), piece(3, "a")
+    schedule.add(failing)
+    schedule.add(behind)
+    schedule.take()
+    schedule.hold(failing)
+    schedule.free(skipped)
+
+    assert schedule.take() is None
+
+
 def test_holding_what_has_concluded_counts_it_once() -> None:
     """The number of running events is never wrong, or a drain would wait for ghosts and a suspect never start."""
     schedule: Schedule[Piece] = Schedule()

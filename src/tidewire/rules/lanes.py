@@ -124,8 +124,11 @@ class Schedule(Generic[W]):
         self._offer(work, first=True)
 
     def free(self, work: W) -> None:
-        """Its effect is certain, or it is no longer ours: the next one of its key may start. Once is enough."""
-        if work.state == "freed":
+        """Its effect is certain, or it is no longer ours: the next one of its key may start. Once is enough.
+
+        What never was here (an event nobody asked for) holds no key, so it frees none.
+        """
+        if work.state in ("new", "freed", "withdrawn"):
             return
         work.state = "freed"
         self._end_exclusive(work)
