@@ -13,6 +13,7 @@ from tidewire.protocols import Receiver, Store, Transport, Unit
 
 __all__ = ["PLANTS", "plant"]
 
+_LATE = 0.05
 PLANTS = ("ack-before-commit", "publish-before-commit", "no-inbox")
 
 
@@ -120,13 +121,22 @@ class NoInbox(Wrapped):
 
 
 class LateUnit(Wrapped):
-    """Reports its commit a little late, as a busy machine would."""
+    """Reports its commit a little late, as a busy machine would, so that a crash in between is likely."""
 
     async def seal(self) -> Awaitable[None]:
         """Seal as always."""
-        return _late(await self.inner.seal())
+        durable: Awaitable[None] = await self.inner.seal()
+        loop = asyncio.get_running_loop()
+        later: asyncio.Future[None] = loop.create_future()
+        loop.call_later(_LATE, _resolve, later)
+        return _both(durable, later)
 
 
-async def _late(durable: Awaitable[None]) -> None:
+async def _both(durable: Awaitable[None], later: Awaitable[None]) -> None:
     await durable
-    await asyncio.sleep(0.002)
+    await later
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
