@@ -8,7 +8,6 @@ from tidewire.errors import ConfigurationError
 
 __all__ = ["check_name", "is_header_name", "is_topic_name"]
 
-_GROUP = re.compile(r"[a-z][a-z0-9-]{0,62}\Z")
 _TOPIC = re.compile(r"[a-z][a-z0-9.-]{0,62}\Z")
 _HANDLER = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}\Z")
 _HEADER = re.compile(r"[a-z][a-z0-9-]{0,62}\Z")
@@ -20,10 +19,9 @@ def check_name(name: str, what: str) -> None:
     Raises:
         ConfigurationError: it breaks the grammar; the hint states it.
     """
-    grammar, words = {
-        "handler": (_HANDLER, "a letter or _, then letters, digits, '_', '-', '.'; at most 128"),
-        "topic": (_TOPIC, "a-z first, then a-z, 0-9, '.', '-'; at most 63"),
-    }.get(what, (_GROUP, "a-z first, then a-z, 0-9, '-'; at most 63"))
+    grammar, words = _HANDLER, "a letter or _, then letters, digits, '_', '-', '.'; at most 128"
+    if what != "handler":
+        grammar, words = _TOPIC, "a-z first, then a-z, 0-9, '.', '-'; at most 63"
     if not grammar.match(name):
         raise ConfigurationError(f"{name[:80]!r} cannot name a {what}", hint=f"{what} names: {words}")
 

@@ -40,20 +40,14 @@ class SqliteInspector:
             ).fetchone()[0]
             unsettled += count - done
             if count - done:
-                first = read(
-                    "SELECT l.at FROM log l WHERE l.topic = ?1 AND l.seq > ?2 AND l.lane = ?3 AND NOT EXISTS "
-                    "(SELECT 1 FROM above a WHERE a.sub = ?4 AND a.lane = ?3 AND a.seq = l.seq AND a.settled) "
-                    "ORDER BY l.seq LIMIT 1",
-                    (found.id, pos, lane, sub),
-                ).fetchone()
-                if first is not None:
-                    oldest = first[0] if oldest is None else min(oldest, first[0])
+                at = self._oldest(found.id, sub, lane, pos)
+                oldest = at if oldest is None else min(oldest, at or oldest)
         waiting = read("SELECT count(*) FROM above WHERE sub = ? AND NOT settled AND due > ?", (sub, now)).fetchone()[0]
         private = read("SELECT count(*) FROM inbox WHERE sub = ? AND due <= ?", (sub, now)).fetchone()[0]
         later = read("SELECT count(*) FROM inbox WHERE sub = ? AND due > ?", (sub, now)).fetchone()[0]
         delayed = read("SELECT count(*) FROM delayed WHERE topic = ?", (found.id,)).fetchone()[0]
         dead = read("SELECT count(*) FROM dead WHERE sub = ?", (sub,)).fetchone()[0]
-        in_flight = self._in_flight(sub)
+        in_flight = self._in_flight(sub) if unsettled + private else 0
         ready = max(0, unsettled - waiting + private - (in_flight or 0))
         return Stats(
             ready=ready, in_flight=in_flight, delayed=waiting + later + delayed, dead=dead, oldest_ready=oldest
@@ -112,6 +106,23 @@ class SqliteInspector:
 
         return await self._shared.writer.submit(delete) if wanted else 0
 
+    def _oldest(self, topic: int, sub: int, lane: int, pos: int) -> int | None:
+        """When the first row of a lane was stored that is neither settled nor out in this process."""
+        out = {
+            seq
+            for receiver in self._shared.receivers
+            for one in receiver.lanes.values()
+            for seq in one.out
+            if (one.sub, one.number) == (sub, lane)
+        }
+        rows = self._shared.read(
+            "SELECT l.seq, l.at FROM log l WHERE l.topic = ?1 AND l.seq > ?2 AND l.lane = ?3 AND NOT EXISTS "
+            "(SELECT 1 FROM above a WHERE a.sub = ?4 AND a.lane = ?3 AND a.seq = l.seq AND a.settled) "
+            "ORDER BY l.seq LIMIT ?5",
+            (topic, pos, lane, sub, len(out) + 1),
+        ).fetchall()
+        return next((at for seq, at in rows if seq not in out), None)
+
     def _in_flight(self, sub: int) -> int | None:
         """What is out in this process, or None if another process has lanes of the group."""
         shared = self._shared
@@ -148,7 +159,14 @@ def _position(connection: sqlite3.Connection, topic: TopicRow, to: int | str | d
         TransportRefused: what is asked for is older than what is retained.
     """
     first = connection.execute("SELECT min(seq) FROM log WHERE topic = ?", (topic.id,)).fetchone()[0]
+    trimmed, trimmed_at = connection.execute(
+        "SELECT trimmed, trimmed_at FROM topic WHERE id = ?", (topic.id,)
+    ).fetchone()
     if isinstance(to, datetime):
+        if microseconds(to) <= trimmed_at:
+            raise TransportRefused(
+                f"what {topic.name!r} held at {to} is not retained any more", hint=f"position {first} is the first"
+            )
         row = connection.execute(
             "SELECT min(seq) FROM log WHERE topic = ? AND at >= ?", (topic.id, microseconds(to))
         ).fetchone()
@@ -157,7 +175,6 @@ def _position(connection: sqlite3.Connection, topic: TopicRow, to: int | str | d
         last = connection.execute("SELECT max(seq) FROM log WHERE topic = ?", (topic.id,)).fetchone()[0]
         return int(last or 0)
     position = int(to)
-    trimmed = connection.execute("SELECT trimmed FROM topic WHERE id = ?", (topic.id,)).fetchone()[0]
     if position <= trimmed:
         raise TransportRefused(
             f"position {position} of {topic.name!r} is not retained any more", hint=f"the first one is {first}"

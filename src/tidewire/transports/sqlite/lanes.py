@@ -6,6 +6,8 @@ import sqlite3
 from collections.abc import Container, Iterable, Sequence
 from typing import NamedTuple
 
+from tidewire.model import Delivery, InboxChannel
+
 __all__ = ["Lane", "Past", "extend", "give_back", "move_cursor", "take", "wanted"]
 
 
@@ -54,6 +56,10 @@ class Lane:
     def unsettled(self) -> int:
         """How many deliveries are out."""
         return len(self.out) + len(self.inbox_out)
+
+    def has_out(self, delivery: Delivery) -> bool:
+        """Whether *delivery* is out: not settled or given back before."""
+        return delivery.position in (self.inbox_out if isinstance(delivery.message.to, InboxChannel) else self.out)
 
     def prefix(self, settling: Container[int] = ()) -> int:
         """Return the row up to which everything is settled, or will be with *settling*."""
@@ -148,9 +154,13 @@ def move_cursor(connection: sqlite3.Connection, lane: Lane, owner: str, pos: int
     return True
 
 
-def give_back(connection: sqlite3.Connection, lanes: Sequence[Lane], owner: str) -> None:
-    """Give lanes back in good order: what is unsettled in them goes to the next owner uncounted."""
-    connection.executemany(
-        "UPDATE cursor SET owner = '', until = 0 WHERE sub = ? AND lane = ? AND epoch = ? AND owner = ?",
-        [(lane.sub, lane.number, lane.epoch, owner) for lane in lanes],
-    )
+def give_back(connection: sqlite3.Connection, lanes: Sequence[Lane], owner: str, *, clean: bool, now_us: int) -> None:
+    """Give lanes back: what is unsettled goes to the next owner, uncounted if *clean*, else as after a crash."""
+    for lane in lanes:
+        row = connection.execute(
+            "UPDATE cursor SET owner = '', until = 0 WHERE sub = ? AND lane = ? AND epoch = ? AND owner = ? "
+            "RETURNING pos, prefetch",
+            (lane.sub, lane.number, lane.epoch, owner),
+        ).fetchone()
+        if row is not None and not clean:
+            _suspect(connection, lane.sub, lane.number, pos=row[0], prefetch=row[1], now_us=now_us)

@@ -9,10 +9,11 @@ from zlib import crc32
 
 import msgspec
 
-from tidewire.model import DeadChannel, InboxChannel, Message, Receipt, Topic
+from tidewire.model import Address, DeadChannel, InboxChannel, Message, Receipt, Topic
 from tidewire.rules.names import is_topic_name
+from tidewire.transports.sqlite.retention import trim
 
-__all__ = ["Names", "TopicRow", "append_due", "columns", "lane_of", "store", "validated"]
+__all__ = ["MESSAGE_BYTES_MAX", "Names", "Store", "TopicRow", "append_due", "lane_of", "validated"]
 
 MESSAGE_BYTES_MAX = 1 << 20
 _MARGIN = 32_768  # what a dead letter's own headers may add
@@ -81,15 +82,15 @@ def lane_of(key: str | None, event_id: str, lanes: int) -> int:
 def validated(messages: Sequence[Message], names: Names) -> list[Receipt | None]:
     """Return a rejection for what cannot be stored, None for the rest; after a rejection its key is rejected too."""
     verdicts: list[Receipt | None] = []
-    failed: set[tuple[str, str]] = set()
+    failed: set[tuple[Address, str]] = set()
     for message in messages:
         topic = message.to.name if isinstance(message.to, Topic) else message.to.topic
         verdict = _refusal(message, topic, names)
         key = message.key
-        if verdict is None and key is not None and failed and (topic, key) in failed:
+        if verdict is None and key is not None and failed and (message.to, key) in failed:
             verdict = Receipt(message.id, "rejected", "after_failure", "an earlier message of its key was not stored")
         if verdict is not None and key is not None:
-            failed.add((topic, key))
+            failed.add((message.to, key))
         verdicts.append(verdict)
     return verdicts
 
@@ -126,80 +127,85 @@ class Store:
         self.now = now
         self.topics: set[int] = set()
         self.subs: set[int] = set()
+        self._full: set[tuple[Address, str | None]] = set()
 
     def all(self, messages: Sequence[Message]) -> list[Receipt]:
         """Store *messages*, which have been validated, in order, and return their receipts."""
+        receipts: list[Receipt | None] = [None] * len(messages)
         rows: list[tuple[Any, ...]] = []
-        logged: list[Message] = []
-        for message in messages:
+        logged: list[int] = []
+        for index, message in enumerate(messages):
             to = message.to
             if not isinstance(to, Topic):
                 self._private(message, to)
                 continue
             topic = self._topic(to.name)
-            due = message.not_before
-            if due is not None and due > self.now:
+            if topic.size_max is not None and (refusal := self._over_size(message, topic)) is not None:
+                receipts[index] = refusal
+            elif message.not_before is not None and message.not_before > self.now:
                 self.connection.execute(
                     "INSERT INTO delayed (due, topic, id, source, key, headers, body) VALUES (?, ?, ?, ?, ?, ?, ?)",
-                    (due, topic.id, *self.columns(message)),
+                    (message.not_before, topic.id, *self.columns(message)),
                 )
                 self.topics.add(topic.id)
-                continue
-            lane = lane_of(message.key, message.id, topic.lanes)
-            rows.append((topic.id, lane, self.now, *self.columns(message)))
-            logged.append(message)
-        receipts = dict(zip(map(id, logged), self._append(rows, logged), strict=True)) if rows else {}
-        return [receipts.get(id(message)) or Receipt(message.id, "stored") for message in messages]
+            else:
+                lane = lane_of(message.key, message.id, topic.lanes)
+                rows.append((topic.id, lane, self.now, *self.columns(message)))
+                logged.append(index)
+        if rows:
+            for index, receipt in zip(
+                logged, self._append(rows, [messages[index].body for index in logged]), strict=True
+            ):
+                receipts[index] = receipt
+        return [receipt or Receipt(message.id, "stored") for receipt, message in zip(receipts, messages, strict=True)]
 
-    def _append(self, rows: list[tuple[Any, ...]], messages: list[Message]) -> list[Receipt]:
+    def _append(self, rows: list[tuple[Any, ...]], bodies: list[bytes]) -> list[Receipt]:
         """Append to the log in one statement; only where an id was known before, look which."""
-        capped = self._over_size(rows, messages)
-        if capped is not None:
-            return capped
-        before = self._last()
+        before = self._last() if len(rows) > 1 else 0
         written = self.connection.executemany(_APPEND, rows).rowcount
         self.topics.update(row[0] for row in rows)
         if written == len(rows):
-            return [Receipt(message.id, "stored") for message in messages]
+            return [Receipt(row[3], "stored") for row in rows]
         receipts: list[Receipt] = []
         seen: set[tuple[Any, ...]] = set()
-        for row, message in zip(rows, messages, strict=True):
-            found = self.connection.execute(  # log_once
-                "SELECT seq, body FROM log WHERE topic = ? AND id = ? AND source = ?", (row[0], row[3], row[4])
-            ).fetchone()
+        for row, body in zip(rows, bodies, strict=True):
             name = (row[0], row[3], row[4])
-            if found[1] != message.body:
+            found = self.connection.execute(  # log_once
+                "SELECT seq, body FROM log WHERE topic = ? AND id = ? AND source = ? AND id != ''", name
+            ).fetchone()
+            if found is None:
+                receipts.append(Receipt(row[3], "stored"))
+            elif found[1] != body:
                 detail = "this id and source are stored with another body"
-                receipts.append(Receipt(message.id, "rejected", "invalid", detail))
-            elif found[0] <= before or name in seen:
-                receipts.append(Receipt(message.id, "duplicate"))
+                receipts.append(Receipt(row[3], "rejected", "invalid", detail))
+            elif len(rows) == 1 or found[0] <= before or name in seen:
+                receipts.append(Receipt(row[3], "duplicate"))
             else:
-                receipts.append(Receipt(message.id, "stored"))
+                receipts.append(Receipt(row[3], "stored"))
             seen.add(name)
         return receipts
 
-    def _over_size(self, rows: list[tuple[Any, ...]], messages: list[Message]) -> list[Receipt] | None:
-        """Refuse what would go beyond a topic's cap, naming who holds it back; else count it."""
-        sizes: dict[int, int] = {}
-        for message, row in zip(messages, rows, strict=True):
-            assert isinstance(message.to, Topic)
-            if self._topic(message.to.name).size_max is not None:
-                sizes[row[0]] = sizes.get(row[0], 0) + len(message.body)
-        for topic, size in sizes.items():
-            used, limit = self.connection.execute("SELECT size, size_max FROM topic WHERE id = ?", (topic,)).fetchone()
-            if used + size > limit:
-                slowest = self.connection.execute(
-                    "SELECT m.grp FROM cursor c JOIN member_of m ON m.id = c.sub WHERE m.topic = ? ORDER BY c.pos LIMIT 1",
-                    (topic,),
-                ).fetchone()
-                who = f"group {slowest[0]!r} holds it back" if slowest else "no group reads it"
-                return [
-                    Receipt(message.id, "rejected", "full", f"the topic has {used} bytes; {who}")
-                    for message in messages
-                ]
-        for topic, size in sizes.items():
-            self.connection.execute("UPDATE topic SET size = size + ? WHERE id = ?", (size, topic))
-        return None
+    def _over_size(self, message: Message, topic: TopicRow) -> Receipt | None:
+        """Count *message* towards its topic's cap, or refuse it, naming who holds it back, and what follows it."""
+        key = (message.to, message.key)
+        if message.key is not None and key in self._full:
+            return Receipt(message.id, "rejected", "after_failure", "an earlier message of its key was not stored")
+        size = len(message.body)
+        if self._fits(topic, size) or (trim(self.connection, topic.id, self.now) and self._fits(topic, size)):
+            return None
+        self._full.add(key)
+        slowest = self.connection.execute(
+            "SELECT m.grp FROM cursor c JOIN member_of m ON m.id = c.sub WHERE m.topic = ? ORDER BY c.pos LIMIT 1",
+            (topic.id,),
+        ).fetchone()
+        who = f"group {slowest[0]!r} holds it back" if slowest else "no group reads it"
+        return Receipt(message.id, "rejected", "full", f"the topic is at its cap of {topic.size_max} bytes; {who}")
+
+    def _fits(self, topic: TopicRow, size: int) -> bool:
+        row = self.connection.execute(
+            "UPDATE topic SET size = size + ?1 WHERE id = ?2 AND size + ?1 <= size_max RETURNING size", (size, topic.id)
+        ).fetchone()
+        return row is not None
 
     def _private(self, message: Message, to: InboxChannel | DeadChannel) -> None:
         sub = self.names.sub(to.group, to.topic)

@@ -192,7 +192,7 @@ class Membership:
                 self._receiver.woken.set()
             elif now > lane.deadline:
                 overdue.append(lane)
-        await self._receiver.give_back(overdue)
+        await self._receiver.give_back(overdue, clean=False)
         for lane in overdue:
             self._receiver.events.append(LaneEvent("lost", lane.name, lane.epoch))
 

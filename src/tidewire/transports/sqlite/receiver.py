@@ -47,6 +47,7 @@ class SqliteReceiver:
 
     async def receive(self, limit: int, wait: timedelta) -> Sequence[Delivery | LaneEvent]:
         """Hand out lane events and up to *limit* deliveries; nothing is awaited between taking and returning them."""
+        self._shared.file.check_process()
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait.total_seconds()
         while True:
@@ -81,6 +82,7 @@ class SqliteReceiver:
         """Settle in one transaction."""
         if self.subscription.ordering == "key" and any(one.delay for one in release):
             raise ValueError("a release with a delay under ordering by key: a wait is a hold or a move")
+        self._shared.file.check_process()
         settling = Settling(self, ack, release, move)
         if settling.by_lane:
             now = self._shared.clock.now_us()
@@ -134,14 +136,16 @@ class SqliteReceiver:
             self.events.append(LaneEvent("lost", lane.name, lane.epoch))
             self.woken.set()
 
-    async def give_back(self, lanes: Sequence[Lane]) -> None:
-        """Give *lanes* back durably and let the others know."""
+    async def give_back(self, lanes: Sequence[Lane], *, clean: bool = True) -> None:
+        """Give *lanes* back durably and let the others know; not *clean*: what is out may be running still."""
         if not lanes:
             return
         for lane in lanes:
             self.lanes.pop(lane.name, None)
-        owner = self.subscription.member
-        await self._shared.writer.submit(lambda connection: give_back(connection, lanes, owner), vital=True)
+        owner, now = self.subscription.member, self._shared.clock.now_us()
+        await self._shared.writer.submit(
+            lambda connection: give_back(connection, lanes, owner, clean=clean, now_us=now), vital=True
+        )
         await self._shared.tell_members(self.subscription.group)
 
     @property
@@ -173,7 +177,7 @@ class Settling:
         self._refused = {id(one): self._refusal(one) for one in move}
         for moved in move:
             part = self._part(moved.delivery)
-            if part is not None and self._refused[id(moved)] is None:
+            if part is not None and self._refused[id(moved)] is None and part.lane.has_out(moved.delivery):
                 part.moves.append(moved)
         for part in self.by_lane.values():  # acks are certain once they are asked for; moves only when written
             for seq in part.acks:

@@ -13,19 +13,21 @@ _MESSAGE = "id TEXT NOT NULL, source INTEGER NOT NULL, key TEXT, headers TEXT NO
 _FIRST = (
     """CREATE TABLE topic (
         id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, lanes INTEGER NOT NULL, retention INTEGER,
-        size_max INTEGER, size INTEGER NOT NULL DEFAULT 0, trimmed INTEGER NOT NULL DEFAULT 0) STRICT""",
+        size_max INTEGER, size INTEGER NOT NULL DEFAULT 0, trimmed INTEGER NOT NULL DEFAULT 0,
+        trimmed_at INTEGER NOT NULL DEFAULT 0) STRICT""",
     # Sources of events, interned.
     "CREATE TABLE source (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE) STRICT",
     # A group on a topic.
     """CREATE TABLE member_of (
-        id INTEGER PRIMARY KEY, grp TEXT NOT NULL, topic INTEGER NOT NULL REFERENCES topic, UNIQUE (grp, topic)) STRICT""",
+        id INTEGER PRIMARY KEY, grp TEXT NOT NULL, topic INTEGER NOT NULL REFERENCES topic, UNIQUE (grp, topic))
+        STRICT""",
     f"""CREATE TABLE log (
         seq INTEGER PRIMARY KEY AUTOINCREMENT, topic INTEGER NOT NULL, lane INTEGER NOT NULL, at INTEGER NOT NULL,
         {_MESSAGE}) STRICT""",
     # Reading on: flat in the length of the log and in the number of topics.
     "CREATE INDEX log_topic ON log (topic, seq, lane)",
-    # An id is stored once per topic and source; ids made in order are appended.
-    "CREATE UNIQUE INDEX log_once ON log (topic, id, source)",
+    # An id is stored once per topic and source; ids made in order are appended; foreign messages may have none.
+    "CREATE UNIQUE INDEX log_once ON log (topic, id, source) WHERE id != ''",
     f"""CREATE TABLE delayed (
         row INTEGER PRIMARY KEY, due INTEGER NOT NULL, topic INTEGER NOT NULL, {_MESSAGE}) STRICT""",
     "CREATE INDEX delayed_due ON delayed (due)",

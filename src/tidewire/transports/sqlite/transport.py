@@ -26,7 +26,7 @@ from tidewire.transports.sqlite.shared import Shared
 
 __all__ = ["SqliteTransport", "open_sqlite_transport"]
 
-_SWEEP_EVERY = 10.0
+_SWEEP_EVERY = 0.5
 _CAPABILITIES = Capabilities(
     order=True,
     fencing=True,

@@ -360,4 +360,5 @@ async def test_unread_inbox_survives_its_reader(bench: Bench) -> None:
     async with bench.member() as reader:
         found = await reader.consume(3)
     assert ids(messages[1:]) == ids(found)
-    assert [2, 2, 1] == [one.attempt for one in found]
+    # Whether the last one was handed out too, a broker need not know: it may not write down every hand-out.
+    assert [[2, 2, 1], [2, 2, 2]].count([one.attempt for one in found]) == 1
