@@ -2,35 +2,45 @@
 
 Typed, versioned events; services as plain functions; an embedded durable broker; exactly-once effects in the
 database that you enlist, at-least-once for anything else. Start with ``docs/`` or `Service`.
+
+Names are loaded when they are first used, so that importing this package costs next to nothing.
 """
 
 from __future__ import annotations
 
-from tidewire.errors import (
-    ConfigurationError,
-    DecodeError,
-    MissingExtra,
-    PublishRejected,
-    PublishUnknown,
-    Reject,
-    RetryAfter,
-    TidewireError,
-)
-from tidewire.rules.events import domain_event, event
-from tidewire.rules.retry import Retry
-from tidewire.rules.upcasts import upcast
-from tidewire.runtime.context import Context, SyncContext
-from tidewire.runtime.producer import Publisher, transaction
-from tidewire.runtime.serve import Options, Running, running
-from tidewire.runtime.service import Middleware, Service
+import logging
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tidewire.errors import (
+        ConfigurationError,
+        DecodeError,
+        MissingExtra,
+        PublishRejected,
+        PublishUnknown,
+        Reject,
+        RetryAfter,
+        TidewireError,
+    )
+    from tidewire.rules.events import domain_event, event
+    from tidewire.rules.retry import Retry
+    from tidewire.rules.upcasts import upcast
+    from tidewire.runtime.context import Context, SyncContext
+    from tidewire.runtime.emitter import Emitter
+    from tidewire.runtime.parts import Parts
+    from tidewire.runtime.producer import Publisher, transaction
+    from tidewire.runtime.serve import Options, Running, open_publisher, running
+    from tidewire.runtime.service import Middleware, Service
 
 __all__ = [
     "ConfigurationError",
     "Context",
     "DecodeError",
+    "Emitter",
     "Middleware",
     "MissingExtra",
     "Options",
+    "Parts",
     "PublishRejected",
     "PublishUnknown",
     "Publisher",
@@ -43,8 +53,42 @@ __all__ = [
     "TidewireError",
     "domain_event",
     "event",
+    "open_publisher",
     "running",
     "transaction",
     "upcast",
 ]
 __version__ = "0.1.0.dev0"
+
+_HOMES = {
+    "errors": (
+        "ConfigurationError DecodeError MissingExtra PublishRejected PublishUnknown Reject RetryAfter TidewireError"
+    ),
+    "rules.events": "domain_event event",
+    "rules.retry": "Retry",
+    "rules.upcasts": "upcast",
+    "runtime.context": "Context SyncContext",
+    "runtime.emitter": "Emitter",
+    "runtime.parts": "Parts",
+    "runtime.producer": "Publisher transaction",
+    "runtime.serve": "Options Running open_publisher running",
+    "runtime.service": "Middleware Service",
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
+
+# A library speaks through logging only where the application asks it to.
+logging.getLogger("tidewire").addHandler(logging.NullHandler())
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module 'tidewire' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = globals()[name] = getattr(import_module(f"tidewire.{home}"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -21,7 +21,7 @@ class Highest:
 
 
 def test_waits_grow_by_the_factor_up_to_the_maximum() -> None:
-    """1 s × 4 up to 10 min are the defaults of the design."""
+    """1 s times 4 up to 10 min are the defaults of the design."""
     waits = [delay_ceiling(Retry(), failures).total_seconds() for failures in range(1, 8)]
     assert [1, 4, 16, 64, 256, 600, 600] == waits
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from tidewire import Options, Service, event
 from tidewire.model import Browsed, DeadChannel, Fact
+from tidewire.runtime.parts import Parts
 from tidewire.runtime.serve import Running, running
 
 
@@ -69,7 +70,7 @@ class World:
             transport=self.transport,
             store=self.store if store else None,
             options=self.options,
-            observer=self.observer,
+            parts=Parts(observer=self.observer),
         )
 
     async def dead(self, topic: str, group: str) -> list[Browsed]:

@@ -10,8 +10,9 @@ from typing import Any
 
 import msgspec
 import pytest
-
+from runtime_doubles import DeafOnce, DelayedCommits, Proxy
 from runtime_world import Opened, OrderPlaced, PageViewed, PaymentTaken
+
 from tidewire import ConfigurationError, Context, Options, PublishRejected, Reject, Retry, Service
 from tidewire.errors import StoreUnavailable
 from tidewire.model import GroupSpec, Message, Topic, TopicSpec
@@ -94,40 +95,6 @@ def test_promise_2_no_ack_before_the_effect_is_committed(opened: Opened) -> None
     asyncio.run(scenario())
 
 
-class DelayedCommits:
-    """A real store whose commits are reported late, for tests that look between commit and ack."""
-
-    def __init__(self, store: Any, released: asyncio.Event) -> None:
-        self._store = store
-        self._released = released
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._store, name)
-
-    def unit(self, guard: Any = None, *, label: str = "") -> Any:
-        unit = self._store.unit(guard, label=label)
-        seal = unit.seal
-
-        async def late(durable: Any) -> None:
-            await durable
-            await self._released.wait()
-
-        async def delayed_seal() -> Any:
-            return late(await seal())
-
-        return Proxy(unit, seal=delayed_seal)
-
-
-class Proxy:
-    """An object with some members replaced."""
-
-    def __init__(self, inner: Any, **replaced: Any) -> None:
-        self.__dict__.update(replaced, inner=inner)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)
-
-
 def test_promise_2_a_dead_letter_is_stored_before_its_ack(opened: Opened) -> None:
     """A rejected event is in the dead channel, with its reason, as soon as it is no longer in flight."""
     service = Service("billing")
@@ -207,7 +174,7 @@ def test_promise_3_a_broker_without_order_refuses_an_ordered_service(opened: Ope
         async with opened() as world:
             capabilities = msgspec.structs.replace(world.transport.capabilities, order=False)
             world.transport = Proxy(world.transport, capabilities=capabilities)
-            with pytest.raises(ConfigurationError, match="billing.take: this broker cannot keep order"):
+            with pytest.raises(ConfigurationError, match=r"billing\.take: this broker cannot keep order"):
                 async with world.running(service):
                     pass
 
@@ -370,43 +337,6 @@ def test_promise_7_a_deaf_subscription_is_noticed_and_rebuilt(opened: Opened) ->
     asyncio.run(scenario())
 
 
-class DeafOnce:
-    """A real transport whose first membership hears of its lanes and then of nothing."""
-
-    def __init__(self, transport: Any) -> None:
-        self._transport = transport
-        self._memberships = 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
-
-    async def stats(self, topic: str, group: str) -> Any:
-        return msgspec.structs.replace(await self._transport.stats(topic, group), ready=1)
-
-    def subscribe(self, subscription: Any) -> Any:
-        self._memberships += 1
-        membership = self._transport.subscribe(subscription)
-        return Deafened(membership) if self._memberships == 1 else membership
-
-
-class Deafened:
-    """A membership whose `receive` drops deliveries on the floor and keeps lane events."""
-
-    def __init__(self, membership: Any) -> None:
-        self._membership = membership
-
-    async def __aenter__(self) -> Any:
-        receiver = await self._membership.__aenter__()
-
-        async def deaf(limit: int, wait: timedelta) -> Any:
-            return await receiver.receive(0, wait)
-
-        return Proxy(receiver, receive=deaf)
-
-    async def __aexit__(self, *error: Any) -> Any:
-        return await self._membership.__aexit__(*error)
-
-
 def test_an_outage_is_nobodys_failure(opened: Opened) -> None:
     """A database that is down pauses the subscription: no attempt is spent and the dead channel stays empty."""
     service, attempts = Service("billing"), list[int]()
@@ -505,26 +435,25 @@ def redriven_to(topic: str, group: str) -> Any:
     return InboxChannel(topic, group)
 
 
-def test_returned_events_are_published_and_caused(opened: Opened) -> None:
+@pytest.mark.parametrize("with_store", [True, False])
+def test_returned_events_are_published_and_caused(opened: Opened, with_store: bool) -> None:
     """They carry the correlation of their cause and its id as causation id, with a store and without."""
-    for with_store in (True, False):
-        billing, mail = Service("billing"), Service("mail")
-        heard: list[Any] = []
+    billing, mail = Service("billing"), Service("mail")
+    heard: list[Any] = []
 
-        @billing.on(OrderPlaced, on_dead_letter=None if with_store else "continue")
-        async def take(order: OrderPlaced) -> PaymentTaken:
-            return PaymentTaken(order.order_id)
+    @billing.on(OrderPlaced, on_dead_letter=None if with_store else "continue")
+    async def take(order: OrderPlaced) -> PaymentTaken:
+        return PaymentTaken(order.order_id)
 
-        @mail.on(PaymentTaken)
-        async def tell(payment: PaymentTaken, context: Context, heard: list[Any] = heard) -> None:
-            heard.append(context.envelope)
+    @mail.on(PaymentTaken)
+    async def tell(payment: PaymentTaken, context: Context) -> None:
+        heard.append(context.envelope)
 
-        async def scenario(with_store: bool = with_store, heard: list[Any] = heard) -> None:
-            async with opened() as world, world.running(billing, store=with_store) as app:
-                async with world.running(mail):
-                    event_id = await app.publisher.publish(OrderPlaced("1"), id=f"cause-{with_store}")
-                    await world.until(lambda: heard)
-                    assert (event_id, event_id) == (heard[0].correlationid, heard[0].causationid)
-                    assert "billing" == heard[0].source
+    async def scenario() -> None:
+        async with opened() as world, world.running(billing, store=with_store) as app, world.running(mail):
+            event_id = await app.publisher.publish(OrderPlaced("1"), id="cause")
+            await world.until(lambda: heard)
+            assert (event_id, event_id) == (heard[0].correlationid, heard[0].causationid)
+            assert "billing" == heard[0].source
 
-        asyncio.run(scenario())
+    asyncio.run(scenario())

@@ -11,8 +11,8 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-
 from runtime_world import Opened, OrderPlaced, PageViewed, PaymentTaken
+
 from tidewire import ConfigurationError, Context, Options, Retry, RetryAfter, Service, SyncContext, domain_event
 from tidewire.transports.memory import open_memory_transport
 
@@ -343,9 +343,8 @@ def test_what_needs_a_store_is_refused_without_one() -> None:
     async def scenario() -> None:
         from tidewire.runtime.serve import running
 
-        async with open_memory_transport() as transport:
-            async with running(service, transport=transport):
-                pass
+        async with open_memory_transport() as transport, running(service, transport=transport):
+            pass
 
     with pytest.raises(ConfigurationError) as refused:
         asyncio.run(scenario())

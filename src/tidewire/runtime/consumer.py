@@ -14,7 +14,6 @@ from datetime import timedelta
 
 import msgspec
 
-from tidewire.chance import Jitter
 from tidewire.errors import LaneFenced, StoreUnavailable, TransportUnavailable
 from tidewire.model import (
     DeadLetter,
@@ -27,13 +26,14 @@ from tidewire.model import (
     Subscription,
     Unavailable,
 )
-from tidewire.protocols import Clock, Observer, Receiver, Store
+from tidewire.protocols import Receiver, Store
 from tidewire.rules.lanes import Schedule
 from tidewire.rules.letters import dead_letter, retried
 from tidewire.rules.retry import outage_delay
 from tidewire.runtime.holds import Holds
 from tidewire.runtime.intake import Intake
 from tidewire.runtime.notes import Notes
+from tidewire.runtime.parts import Parts
 from tidewire.runtime.pipeline import Pipeline
 from tidewire.runtime.records import Records
 from tidewire.runtime.settler import Settler
@@ -47,11 +47,13 @@ _STARTS_MAX = 3
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """The bounds of one consumer; *max_hold* is how long a failing key may wait in the process."""
+    """The bounds of one consumer. *max_hold* is how long a failing key may wait in the process; with *fencing*,
+    units guard the epochs of their lanes."""
 
     concurrency: int = 64
     max_hold: timedelta = timedelta(minutes=10)
     grace: timedelta = timedelta(seconds=10)
+    fencing: bool = True
 
 
 class Consumer:
@@ -64,26 +66,23 @@ class Consumer:
         subscription: Subscription,
         pipeline: Pipeline,
         store: Store | None,
-        fencing: bool,
         limits: Limits,
-        clock: Clock,
-        jitter: Jitter,
-        observer: Observer | None,
+        parts: Parts,
     ) -> None:
         self._receiver = receiver
         self._subscription = subscription
         self._group = subscription.group
         self._pipeline = pipeline
         self._store = store
-        self._fencing = fencing
+        self._fencing = limits.fencing
         self._limits = limits
-        self._clock = clock
-        self._jitter = jitter
+        self._clock = parts.clock
+        self._jitter = parts.jitter
         self._schedule: Schedule[Work] = Schedule()
         self._holds = Holds(store, self._group, subscription.topics)
         self._records = Records(store, self._group, self._holds)
         self._settler = Settler(receiver, self, self._records.finish)
-        self._notes = Notes(observer, clock, self._group)
+        self._notes = Notes(parts.observer, parts.clock, self._group)
         self._epochs: dict[str, int] = {}
         self._revoking: set[str] = set()
         self._intake = Intake(receiver)

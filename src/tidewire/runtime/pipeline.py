@@ -10,7 +10,6 @@ from typing import Any
 
 import msgspec
 
-from tidewire.chance import Jitter
 from tidewire.errors import AlreadyMarked, ConfigurationError, DecodeError, LaneFenced, StoreUnavailable
 from tidewire.model import (
     DeadLetter,
@@ -23,13 +22,14 @@ from tidewire.model import (
     Reason,
     Unavailable,
 )
-from tidewire.protocols import Clock, Store
+from tidewire.protocols import Store
 from tidewire.rules.cloudevents import from_structured, is_structured
 from tidewire.rules.events import definition_of
 from tidewire.rules.letters import FAILURE, failure_in
 from tidewire.rules.outgoing import cause_in, derived_id
 from tidewire.rules.retry import RetryBudget, decide, remember
 from tidewire.runtime.context import Context
+from tidewire.runtime.parts import Parts
 from tidewire.runtime.plan import Bound, Plan, Route
 from tidewire.runtime.producer import Publisher
 from tidewire.runtime.work import Ran, Work
@@ -49,20 +49,17 @@ class Pipeline:
         plan: Plan,
         publisher: Publisher,
         store: Store | None,
-        clock: Clock,
-        jitter: Jitter,
+        parts: Parts,
         resources: Mapping[str, Any],
-        body_bytes_max: int = 1_048_576,
     ) -> None:
         self._group = group
         self._plan = plan
         self._routes = plan.routes
         self._publisher = publisher
         self._store = store
-        self._clock = clock
-        self._jitter = jitter
+        self._clock = parts.clock
+        self._jitter = parts.jitter
         self._resources = resources
-        self._body_bytes_max = body_bytes_max
         self._budget = RetryBudget()
         self.guards: dict[str, Guard] = {}
         self.run = 0

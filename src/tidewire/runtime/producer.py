@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from typing import Any
 
-from tidewire.chance import Ids
 from tidewire.clock import microseconds
 from tidewire.errors import ConfigurationError, PublishRejected, PublishUnknown
 from tidewire.model import ZERO, Fact, Message, Receipt
-from tidewire.protocols import Clock, Codec, Observer, Store, Transport, Unit
+from tidewire.protocols import Store, Transport, Unit
 from tidewire.rules.cloudevents import check_event_id
 from tidewire.rules.events import definition_of
 from tidewire.rules.letters import topic_of
 from tidewire.rules.outgoing import NO_CAUSE, Cause, Stamp
+from tidewire.runtime.parts import Parts
 from tidewire.runtime.topology import Topology
 
 __all__ = ["Publisher", "transaction"]
@@ -34,19 +34,16 @@ class Publisher:
         transport: Transport,
         topology: Topology,
         store: Store | None,
-        codec_for: Callable[[type], Codec],
-        ids: Ids,
-        clock: Clock,
-        observer: Observer | None = None,
+        parts: Parts,
     ) -> None:
         self._source = source
         self._transport = transport
         self._topology = topology
         self._store = store
-        self._codec_for = codec_for
-        self._ids = ids
-        self._clock = clock
-        self._observer = observer
+        self._codec_for = parts.codec_for
+        self._ids = parts.ids
+        self._clock = parts.clock
+        self._observer = parts.observer
         self._stamps: dict[type, Stamp] = {}
 
     async def publish(

@@ -12,12 +12,12 @@ import logging
 from collections.abc import Sequence
 from datetime import timedelta
 
-from tidewire.chance import Jitter
 from tidewire.errors import StoreUnavailable, TransportUnavailable
 from tidewire.model import Pending, Receipt
-from tidewire.protocols import Clock, Observer, Store, Transport
+from tidewire.protocols import Store, Transport
 from tidewire.rules.letters import topic_of
 from tidewire.rules.retry import outage_delay
+from tidewire.runtime.parts import Parts
 from tidewire.runtime.producer import published
 from tidewire.runtime.topology import Topology
 
@@ -39,17 +39,15 @@ class Relay:
         transport: Transport,
         topology: Topology,
         owner: str,
-        clock: Clock,
-        jitter: Jitter,
-        observer: Observer | None = None,
+        parts: Parts,
     ) -> None:
         self._store = store
         self._transport = transport
         self._topology = topology
         self._owner = owner
-        self._clock = clock
-        self._jitter = jitter
-        self._observer = observer
+        self._clock = parts.clock
+        self._jitter = parts.jitter
+        self._observer = parts.observer
         self._stopping = asyncio.Event()
         self._outages = 0
         self._leased_until = 0

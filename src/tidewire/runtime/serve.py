@@ -9,29 +9,26 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
-from typing import Any
 
 import msgspec
 
-from tidewire.chance import Ids, Jitter, RandomJitter, UUID7Ids
-from tidewire.clock import SystemClock
-from tidewire.codecs.json import json_codec
 from tidewire.model import Subscription
-from tidewire.protocols import Clock, Codec, Observer, Receiver, Store, Transport
+from tidewire.protocols import Receiver, Store, Transport
 from tidewire.runtime.consumer import Consumer, Limits
+from tidewire.runtime.parts import Parts, with_remembered_codecs
 from tidewire.runtime.pipeline import Pipeline
 from tidewire.runtime.plan import compile_plan
 from tidewire.runtime.producer import Publisher
 from tidewire.runtime.relay import Relay
-from tidewire.runtime.service import Service
+from tidewire.runtime.service import Ordering, Service
 from tidewire.runtime.subscriber import Health, Subscriber, first_of
 from tidewire.runtime.topology import Topology
 
-__all__ = ["Options", "Running", "running", "serve_until_signal"]
+__all__ = ["Options", "Running", "open_publisher", "running", "serve_until_signal"]
 
 _logger = logging.getLogger("tidewire.service")
 
@@ -54,19 +51,10 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     relay: bool = True
 
 
-class Parts(msgspec.Struct, frozen=True, kw_only=True):
-    """Where time, chance and codecs come from; replaced together by tests and simulations."""
-
-    clock: Clock = msgspec.field(default_factory=SystemClock)
-    ids: Ids = msgspec.field(default_factory=UUID7Ids)
-    jitter: Jitter = msgspec.field(default_factory=RandomJitter)
-    codec_for: Callable[[type], Codec] = json_codec
-
-
 class Running:
     """A service that runs. *publisher* may be used by any task of the process while it does."""
 
-    def __init__(self, service: Service, publisher: Publisher, subscribers: list[Subscriber]) -> None:
+    def __init__(self, service: Service, publisher: Publisher, subscribers: Sequence[Subscriber]) -> None:
         self.service = service
         self.publisher = publisher
         self._subscribers = subscribers
@@ -87,11 +75,6 @@ class Running:
         """Whether every subscription has joined and is making progress, or has nothing to do."""
         return all(subscriber.health().ready for subscriber in self._subscribers)
 
-    async def joined(self) -> None:
-        """Wait until every subscription has joined its group."""
-        for subscriber in self._subscribers:
-            await subscriber.joined.wait()
-
 
 @asynccontextmanager
 async def running(
@@ -101,7 +84,6 @@ async def running(
     store: Store | None = None,
     options: Options | None = None,
     parts: Parts | None = None,
-    observer: Observer | None = None,
 ) -> AsyncIterator[Running]:
     """Run *service* while the block lasts; it has joined its group when the block begins.
 
@@ -113,77 +95,127 @@ async def running(
         TransportRefused, StoreRefused: a person must change something first.
     """
     options = options or Options()
-    parts = parts or Parts()
-    codecs = _remembered(parts.codec_for)
+    parts = with_remembered_codecs(parts or Parts())
     member = f"{service.name}-{parts.ids.event_id()}"
-    topology = Topology(transport, create=options.provision, lanes=options.lanes)
-    publisher = Publisher(
-        source=service.source,
-        transport=transport,
-        topology=topology,
-        store=store,
-        codec_for=codecs,
-        ids=parts.ids,
-        clock=parts.clock,
-        observer=observer,
-    )
     async with AsyncExitStack() as stack:
+        house = House(transport, store, options, parts)
+        publisher = house.publisher(service.source)
         executor = ThreadPoolExecutor(service.concurrency, thread_name_prefix=f"tidewire-{service.name}")
         stack.callback(executor.shutdown, wait=False, cancel_futures=True)
         plan = compile_plan(
             service,
-            codec_for=codecs,
+            codec_for=parts.codec_for,
             capabilities=transport.capabilities,
             has_store=store is not None,
             executor=executor,
         )
         names = [name for topics in plan.topics.values() for name in topics]
         if names:
-            await topology.prepare(service.name, names)
+            await house.topology.prepare(service.name, names)
         resources = await stack.enter_async_context(service.open_resources())
         pipeline = Pipeline(
-            group=service.name,
-            plan=plan,
-            publisher=publisher,
-            store=store,
-            clock=parts.clock,
-            jitter=parts.jitter,
-            resources=resources,
+            group=service.name, plan=plan, publisher=publisher, store=store, parts=parts, resources=resources
         )
-        subscribers: list[Subscriber] = []
-        for ordering, topics in plan.topics.items():
-            if topics:
-                subscription = Subscription(
-                    group=service.name,
-                    topics=topics,
-                    member=f"{member}-{ordering}",
-                    ordering=ordering,
-                    prefetch=service.prefetch,
-                    lease=options.lease,
-                    grace=options.grace,
-                )
-                subscribers.append(
-                    _subscriber(subscription, pipeline, transport, store, options, parts, observer, service)
-                )
-        relay = None
-        if store is not None and options.relay:
-            relay = Relay(
-                store=store,
-                transport=transport,
-                topology=topology,
-                owner=member,
-                clock=parts.clock,
-                jitter=parts.jitter,
-                observer=observer,
-            )
+        subscribers = [
+            house.subscriber(service, pipeline, ordering=ordering, topics=topics, member=member)
+            for ordering, topics in plan.topics.items()
+            if topics
+        ]
         app = Running(service, publisher, subscribers)
-        async with _live(app, subscribers, relay, options):
+        async with _live(app, subscribers, house.relay(member), options):
             yield app
 
 
 @asynccontextmanager
+async def open_publisher(
+    source: str,
+    *,
+    transport: Transport,
+    store: Store | None = None,
+    options: Options | None = None,
+    parts: Parts | None = None,
+) -> AsyncIterator[Publisher]:
+    """Open a publisher for a process that handles no events (a web application, a script).
+
+    *source* is the CloudEvents source of what it publishes. With a *store* its outbox is relayed while the block
+    lasts, and flushed on leaving, unless ``options.relay`` is false.
+    """
+    async with running(Service(source), transport=transport, store=store, options=options, parts=parts) as app:
+        yield app.publisher
+
+
+class House:
+    """The adapters and settings of one run, and what is built of them."""
+
+    def __init__(self, transport: Transport, store: Store | None, options: Options, parts: Parts) -> None:
+        self._transport = transport
+        self._store = store
+        self._options = options
+        self._parts = parts
+        self.topology = Topology(transport, create=options.provision, lanes=options.lanes)
+
+    def publisher(self, source: str) -> Publisher:
+        """Return the process's publisher."""
+        return Publisher(
+            source=source, transport=self._transport, topology=self.topology, store=self._store, parts=self._parts
+        )
+
+    def relay(self, owner: str) -> Relay | None:
+        """Return the relay of the store's outbox, or None where there is none to run."""
+        if self._store is None or not self._options.relay:
+            return None
+        return Relay(
+            store=self._store, transport=self._transport, topology=self.topology, owner=owner, parts=self._parts
+        )
+
+    def subscriber(
+        self, service: Service, pipeline: Pipeline, *, ordering: Ordering, topics: Sequence[str], member: str
+    ) -> Subscriber:
+        """Return what keeps one subscription of *service* alive."""
+        options = self._options
+        subscription = Subscription(
+            group=service.name,
+            topics=topics,
+            member=f"{member}-{ordering}",
+            ordering=ordering,
+            prefetch=service.prefetch,
+            lease=options.lease,
+            grace=options.grace,
+        )
+        limits = Limits(
+            concurrency=service.concurrency,
+            max_hold=self._max_hold(),
+            grace=options.grace,
+            fencing=self._transport.capabilities.fencing,
+        )
+
+        def make_consumer(receiver: Receiver) -> Consumer:
+            return Consumer(
+                receiver=receiver,
+                subscription=subscription,
+                pipeline=pipeline,
+                store=self._store,
+                limits=limits,
+                parts=self._parts,
+            )
+
+        return Subscriber(
+            transport=self._transport,
+            subscription=subscription,
+            make_consumer=make_consumer,
+            jitter=self._parts.jitter,
+            stuck_after=options.stuck_after,
+        )
+
+    def _max_hold(self) -> timedelta:
+        """At most three quarters of what the broker allows a delivery to stay unsettled."""
+        window = self._transport.capabilities.settle_window
+        return self._options.max_hold if window is None else min(self._options.max_hold, window * 0.75)
+
+
+@asynccontextmanager
 async def _live(
-    app: Running, subscribers: list[Subscriber], relay: Relay | None, options: Options
+    app: Running, subscribers: Sequence[Subscriber], relay: Relay | None, options: Options
 ) -> AsyncIterator[None]:
     """Run the tasks of *app* around the block, and stop them in order after it.
 
@@ -194,102 +226,33 @@ async def _live(
         async with asyncio.TaskGroup() as tasks:
             consuming = [tasks.create_task(subscriber.run()) for subscriber in subscribers]
             relaying = None if relay is None else tasks.create_task(relay.run())
-            for subscriber, task in zip(subscribers, consuming, strict=True):
-                await _joined(subscriber, task)
+            for subscriber in subscribers:
+                await subscriber.joined.wait()  # a subscriber that cannot join ends the group, and this wait
             _logger.info("tidewire.service.started", extra={"service": app.service.name})
             try:
                 yield
             except Exception as error:
                 raised = error
-            await _stop_in_order(app, consuming, relay, relaying, options)
+            app.stop()
+            if consuming:
+                await asyncio.wait(consuming)
+            if relay is not None and relaying is not None:
+                relay.stop()
+                await asyncio.wait([relaying])
+                await relay.flush(options.grace)
+            _logger.info("tidewire.service.drained", extra={"service": app.service.name})
     except BaseExceptionGroup as group:
         raise first_of(group) from None
     if raised is not None:
         raise raised
 
 
-async def _stop_in_order(
-    app: Running,
-    consuming: list[asyncio.Task[None]],
-    relay: Relay | None,
-    relaying: asyncio.Task[None] | None,
-    options: Options,
+async def serve_until_signal(
+    service: Service, *, transport: Transport, store: Store | None = None, options: Options | None = None
 ) -> None:
-    app.stop()
-    if consuming:
-        await asyncio.wait(consuming)
-    if relay is not None and relaying is not None:
-        relay.stop()
-        await asyncio.wait([relaying])
-        await relay.flush(options.grace)
-    _logger.info("tidewire.service.drained", extra={"service": app.service.name})
+    """Run *service* until SIGTERM or SIGINT, then drain; a second signal ends at once.
 
-
-async def _joined(subscriber: Subscriber, task: asyncio.Task[None]) -> None:
-    """Wait until *subscriber* has joined, or its task has ended with the reason why it cannot."""
-    joined = asyncio.ensure_future(subscriber.joined.wait())
-    try:
-        await asyncio.wait({joined, task}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        joined.cancel()
-
-
-def _subscriber(
-    subscription: Subscription,
-    pipeline: Pipeline,
-    transport: Transport,
-    store: Store | None,
-    options: Options,
-    parts: Parts,
-    observer: Observer | None,
-    service: Service,
-) -> Subscriber:
-    limits = Limits(concurrency=service.concurrency, max_hold=_max_hold(transport, options), grace=options.grace)
-
-    def make_consumer(receiver: Receiver) -> Consumer:
-        return Consumer(
-            receiver=receiver,
-            subscription=subscription,
-            pipeline=pipeline,
-            store=store,
-            fencing=transport.capabilities.fencing,
-            limits=limits,
-            clock=parts.clock,
-            jitter=parts.jitter,
-            observer=observer,
-        )
-
-    return Subscriber(
-        transport=transport,
-        subscription=subscription,
-        make_consumer=make_consumer,
-        jitter=parts.jitter,
-        stuck_after=options.stuck_after,
-    )
-
-
-def _max_hold(transport: Transport, options: Options) -> timedelta:
-    """At most three quarters of what the broker allows a delivery to stay unsettled."""
-    window = transport.capabilities.settle_window
-    return options.max_hold if window is None else min(options.max_hold, window * 0.75)
-
-
-def _remembered(codec_for: Callable[[type], Codec]) -> Callable[[type], Codec]:
-    codecs: dict[type, Codec] = {}
-
-    def codec(cls: type) -> Codec:
-        found = codecs.get(cls)
-        if found is None:
-            found = codecs[cls] = codec_for(cls)
-        return found
-
-    return codec
-
-
-async def serve_until_signal(service: Service, **given: Any) -> None:
-    """Run *service* until SIGTERM or SIGINT, then drain; a second signal ends at once. Arguments as `running`.
-
-    Neither costs an attempt: what is cut off comes back by its lease.
+    Neither costs an attempt: what is cut off comes back by its lease. Raises as `running`.
     """
     loop = asyncio.get_running_loop()
     task = asyncio.current_task()
@@ -305,7 +268,7 @@ async def serve_until_signal(service: Service, **given: Any) -> None:
     for number in signals:
         loop.add_signal_handler(number, on_signal)
     try:
-        async with running(service, **given):
+        async with running(service, transport=transport, store=store, options=options):
             await asked.wait()
     except asyncio.CancelledError:
         if task is None or task.uncancel() > 0:

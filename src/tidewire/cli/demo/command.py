@@ -8,12 +8,13 @@ import json
 import random
 import shutil
 import socket
+import sqlite3
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ def read_lines(path: Path | None) -> tuple[str, list[tuple[int, bytes]]]:
 async def _run(
     arguments: argparse.Namespace, name: str, lines: list[tuple[int, bytes]], directory: Path
 ) -> tuple[dict[str, Any], Books]:
-    port = _free_port()
+    port, loop = _free_port(), asyncio.get_running_loop()
     supervisor = Supervisor(directory, port=port, plant=arguments.plant or "")
     kills = _KILLS_MIN if arguments.chaos else 0
     spread = kills * _KILL_EVERY if arguments.chaos else 0.0
@@ -112,14 +113,14 @@ async def _run(
             keeping = [tasks.create_task(supervisor.keep(member)) for member in supervisor.members]
             viewing = tasks.create_task(View(supervisor, feeder, len(lines)).run())
             await _or_dead(supervisor)
-            started = time.monotonic()
-            deadline = asyncio.get_running_loop().time() + (arguments.seconds or 1e9)
+            started = loop.time()
+            deadline = started + (arguments.seconds or 1e9)
             feeding = tasks.create_task(feeder.run(deadline))
             if arguments.chaos:
                 await supervisor.chaos(random.Random(arguments.seed), kills=kills, every=_KILL_EVERY)  # noqa: S311
             await feeding
             await _come_to_rest(transport, supervisor, directory)
-            seconds = time.monotonic() - started
+            seconds = loop.time() - started
             viewing.cancel()
             await supervisor.stop()
             await asyncio.wait(keeping)
@@ -159,15 +160,16 @@ async def _or_dead(supervisor: Supervisor) -> None:
 
 async def _come_to_rest(transport: Any, supervisor: Supervisor, directory: Path) -> None:
     """Wait until nothing waits anywhere, twice in a row, or nothing has moved for too long."""
-    calm, last, moved_at = 0, "", time.monotonic()
+    now = asyncio.get_running_loop().time
+    calm, last, moved_at = 0, "", now()
     while calm < 3:
         await asyncio.sleep(0.15)
         waiting = await _waiting(transport, directory)
         calm = calm + 1 if not any(waiting) and _all_up(supervisor) else 0
         state = f"{waiting} {supervisor.total('processed')} {supervisor.total('retried')}"
         if state != last:
-            last, moved_at = state, time.monotonic()
-        elif time.monotonic() - moved_at > _STILL_MAX:
+            last, moved_at = state, now()
+        elif now() - moved_at > _STILL_MAX:
             return
 
 
@@ -187,8 +189,6 @@ async def _waiting(transport: Any, directory: Path) -> list[int]:
 
 
 def _outbox(path: Path) -> int:
-    import sqlite3
-
     connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
     try:
         ready = connection.execute("SELECT count(*) FROM tidewire_outbox").fetchone()[0]
@@ -243,12 +243,10 @@ def _free_port() -> int:
 
 def _check_extra() -> None:
     for module in ("starlette", "uvicorn"):
-        try:
-            __import__(module)
-        except ImportError as error:
+        if find_spec(module) is None:
             raise MissingExtra(
                 f"tidewire demo needs {module}", hint='pip install "tidewire[demo]" brings what it needs'
-            ) from error
+            )
 
 
 def write_shipped(path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 from collections.abc import Mapping
 from typing import Any, TextIO
@@ -26,7 +25,7 @@ class View:
         self._feeder = feeder
         self._total = total
         self._stream = stream or sys.stderr
-        self._live = self._stream.isatty() and os.environ.get("TERM") != "dumb"
+        self._live = self._stream.isatty()
         self._drawn = 0
 
     async def run(self) -> None:

@@ -15,13 +15,14 @@ from collections import Counter
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 from tidewire import Options, Running, running, transaction
 from tidewire.cli.demo.door import Door, serve_door
 from tidewire.cli.demo.plants import PLANTS, plant
 from tidewire.cli.demo.shop.services import SERVICES, TABLES
 from tidewire.model import Fact
+from tidewire.protocols import Store
+from tidewire.runtime.parts import Parts
 from tidewire.stores.sqlite import open_sqlite_store
 from tidewire.transports.sqlite import open_sqlite_transport
 
@@ -81,20 +82,21 @@ async def _serve(arguments: argparse.Namespace) -> None:
         async with transaction(store) as tx:
             for table in TABLES[name]:
                 await tx.execute(table)
-        planted: tuple[Any, Any] = plant(arguments.plant or "", transport, store)
+        broker, database = plant(arguments.plant or "", transport, store)
+        parts = Parts(observer=teller)
         async with (
-            running(SERVICES[name], transport=planted[0], store=planted[1], options=OPTIONS, observer=teller) as app,
+            running(SERVICES[name], transport=broker, store=database, options=OPTIONS, parts=parts) as app,
             asyncio.TaskGroup() as tasks,
         ):
             telling = tasks.create_task(teller.telling())
             sys.stdout.write('{"ready": 1}\n')
             sys.stdout.flush()
-            await _until_stopped(app, planted[1], arguments.port, stopped)
+            await _until_stopped(app, database, arguments.port, stopped)
             telling.cancel()
     teller.tell()
 
 
-async def _until_stopped(app: Running, store: Any, port: int, stopped: asyncio.Event) -> None:
+async def _until_stopped(app: Running, store: Store, port: int, stopped: asyncio.Event) -> None:
     if port:
         await serve_door(Door(store, app.publisher), port, stopped)
     else:

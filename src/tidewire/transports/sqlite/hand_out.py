@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
 from tidewire.model import Delivery, InboxChannel, Message, Subscription, Topic
 from tidewire.transports.sqlite.lanes import Lane
 from tidewire.transports.sqlite.log import TopicRow
-
-if TYPE_CHECKING:
-    from tidewire.transports.sqlite.shared import Shared
+from tidewire.transports.sqlite.shared import Shared
 
 __all__ = ["HandOut"]
 

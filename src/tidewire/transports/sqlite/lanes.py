@@ -29,8 +29,8 @@ class Lane:
     """
 
     __slots__ = (
-        "acked", "again", "deadline", "epoch", "inbox_out", "name", "number", "out", "past", "paused", "pos", "read", "revoking",
-        "sub", "topic",
+        "acked", "again", "deadline", "epoch", "inbox_out", "name", "number", "out", "past", "paused", "pos", "read",
+        "revoking", "sub", "topic",
     )  # fmt: skip
 
     def __init__(

@@ -7,16 +7,14 @@ import sqlite3
 from collections import deque
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from tidewire.errors import TransportClosed
 from tidewire.model import Delivery, InboxChannel, LaneEvent, Move, Receipt, Release, Settlement, Subscription
 from tidewire.transports.sqlite.hand_out import HandOut
 from tidewire.transports.sqlite.lanes import Lane, Past, give_back, move_cursor
 from tidewire.transports.sqlite.log import Store, TopicRow, validated
-
-if TYPE_CHECKING:
-    from tidewire.transports.sqlite.shared import Shared
+from tidewire.transports.sqlite.shared import Shared
 
 __all__ = ["SqliteReceiver"]
 

@@ -4,26 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import msgspec
 
 from tidewire.kit.sqlite_file import SqliteFile
+from tidewire.model import Subscription
 from tidewire.protocols import Clock
+from tidewire.transports.sqlite.lanes import Lane
 from tidewire.transports.sqlite.log import Names, append_due
 from tidewire.transports.sqlite.wake import MEMBERS, WORK, Waker
 from tidewire.transports.sqlite.writer import Writer
 
-if TYPE_CHECKING:
-    from tidewire.transports.sqlite.receiver import SqliteReceiver
-
-__all__ = ["Shared", "boot_id"]
+__all__ = ["Shared", "Waiting"]
 
 _FRESH = 0.25
 _encode = msgspec.json.Encoder().encode
 _decode_topics = msgspec.json.Decoder(set[int]).decode
+
+
+class Waiting(Protocol):
+    """A receiver of this process, as those see it who wake it up or count what it has."""
+
+    subscription: Subscription
+    members_changed: asyncio.Event
+    lanes: dict[str, Lane]
+
+    def touched(self, topics: set[int] | None, subs: set[int] | None) -> None:
+        """A commit touched these (None: anything)."""
+        ...
 
 
 class Shared:
@@ -33,7 +43,7 @@ class Shared:
         self.file = file
         self.clock = clock
         self.boot = boot_id()
-        self.receivers: list[SqliteReceiver] = []
+        self.receivers: list[Waiting] = []
         self._loop = asyncio.get_running_loop()
         self._writing = file.connect()
         self._reading = file.connect(read_only=True)
@@ -86,7 +96,7 @@ class Shared:
         """On the writer thread, after a commit: wake who reads what was touched."""
         if self.receivers:
             self._loop.call_soon_threadsafe(self._wake_here, topics, subs)
-        now = time.monotonic()
+        now = self._loop.time()
         if now - self._others_at > _FRESH:
             self._others_at = now
             rows = self._writing.execute(

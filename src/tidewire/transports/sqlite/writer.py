@@ -10,7 +10,6 @@ import asyncio
 import os
 import sqlite3
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -68,8 +67,8 @@ class Writer:
         self.file.check_process()
         if self._closing:
             raise TransportClosed(f"{self.file.what} is closed")
-        while len(self._queue) >= _JOBS_MAX:  # the thread that empties it cannot set an asyncio.Event
-            await asyncio.sleep(0.001)  # noqa: ASYNC110
+        while len(self._queue) >= _JOBS_MAX:  # noqa: ASYNC110 - the thread that empties it knows no asyncio.Event
+            await asyncio.sleep(0.001)
         future: asyncio.Future[T] = self._loop.create_future()
         self._queue.append(Entry(job, future, vital))
         if not self._wanted.is_set():
@@ -112,7 +111,7 @@ class Writer:
         return min((seconds for seconds, _ in list(self._periodic.values())), default=1.0) / 2
 
     def _run_periodic(self) -> None:
-        now = time.monotonic()
+        now = self._loop.time()
         for owner, (seconds, job) in list(self._periodic.items()):
             if now >= self._due.get(owner, 0.0):
                 self._due[owner] = now + seconds
