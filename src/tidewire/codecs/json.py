@@ -16,7 +16,7 @@ import msgspec
 from tidewire.codecs.faithful import checker_for, first_unfaithful
 from tidewire.errors import ConfigurationError, DecodeError
 
-__all__ = ["JsonCodec", "json_codec"]
+__all__ = ["json_codec"]
 
 _DEPTH_MAX = 64
 _BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"|([\[{])|([\]}])', re.DOTALL)

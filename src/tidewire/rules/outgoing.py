@@ -15,7 +15,7 @@ from tidewire.protocols import Codec
 from tidewire.rules.cloudevents import check_headers
 from tidewire.rules.events import EventType
 
-__all__ = ["Cause", "Stamp", "cause_in", "derived_id", "rfc3339"]
+__all__ = ["Cause", "Stamp", "cause_in", "derived_id"]
 
 _KEY_MAX = 1_024
 _second, _second_text = -1, ""

@@ -17,7 +17,7 @@ from tidewire.errors import (
 )
 from tidewire.model import DeadLetter, Failure, Outcome, Reason, RetryLater, Unavailable
 
-__all__ = ["Retry", "RetryBudget", "decide", "delay_ceiling", "describe", "outage_delay", "remember"]
+__all__ = ["Retry", "RetryBudget", "decide", "delay_ceiling", "outage_delay", "remember"]
 
 _NOTHING = timedelta(0)
 _OUTAGE_MAX = timedelta(seconds=30)

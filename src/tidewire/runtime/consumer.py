@@ -336,6 +336,8 @@ class Consumer:
         work.retry_at = now + seconds
         self._schedule.hold(work)
         self._loop.call_at(work.retry_at, self._unhold, work)
+        if self._intake.starved:
+            self._relieve()
         self._workers.wake()
 
     def _unhold(self, work: Work) -> None:

@@ -18,7 +18,7 @@ from tidewire.rules.retry import Retry
 from tidewire.rules.upcasts import Upcast
 from tidewire.runtime.context import Context
 
-__all__ = ["Handle", "Handler", "Middleware", "Returned", "Service"]
+__all__ = ["Handle", "Handler", "Middleware", "Service"]
 
 Returned: TypeAlias = Any
 Handle: TypeAlias = Callable[[Any, Context[Any]], Awaitable[Returned]]

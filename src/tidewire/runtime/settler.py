@@ -13,7 +13,7 @@ from tidewire.model import Delivery, Message, Move, Release, Settlement
 from tidewire.protocols import Receiver
 from tidewire.runtime.work import Work
 
-__all__ = ["Owner", "Settler"]
+__all__ = ["Settler"]
 
 T = TypeVar("T")
 _BATCH_MAX = 1_024

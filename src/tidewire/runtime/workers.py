@@ -10,7 +10,7 @@ from tidewire.rules.lanes import Schedule
 from tidewire.runtime.isolated import Isolated
 from tidewire.runtime.work import Ran, Work
 
-__all__ = ["Decider", "Workers"]
+__all__ = ["Workers"]
 
 _SLICE = 0.004
 

@@ -20,7 +20,7 @@ from tidewire.errors import AlreadyMarked, LaneFenced, TransactionClosed
 from tidewire.model import Failure, Guard, Held, Mark, Message, Pending, Topic
 from tidewire.protocols import Clock, Unit
 
-__all__ = ["MemoryStore", "MemoryTx", "MemoryUnit", "open_memory_store"]
+__all__ = ["open_memory_store"]
 
 _FOREVER = float("inf")
 

@@ -19,7 +19,7 @@ from tidewire.protocols import Store
 from tidewire.rules.cloudevents import from_http
 from tidewire.runtime.producer import Publisher, transaction
 
-__all__ = ["Answer", "Door", "serve_door"]
+__all__ = ["Door", "serve_door"]
 
 _STATUS = {"accepted": 202, "repeated": 200, "conflict": 409, "malformed": 422}
 _BODY_BYTES_MAX = 32 << 20

@@ -14,7 +14,7 @@ import msgspec
 
 from tidewire.cli.demo.shop.events import Line, OrderAccepted
 
-__all__ = ["Order", "OrderLine", "accepted", "digest", "invented", "read_order"]
+__all__ = ["Order", "accepted", "digest", "invented", "read_order"]
 
 _LINE_BYTES_MAX = 131_072
 _TEXT_MAX = 1_000

@@ -13,7 +13,7 @@ import msgspec
 from tidewire.cli.demo.shop.services import SERVICES
 from tidewire.model import Browsed, DeadChannel
 
-__all__ = ["Books", "DeadEnd", "dead_ends", "reconcile"]
+__all__ = ["Books", "dead_ends", "reconcile"]
 
 _FIRST = 10
 _UNDELIVERABLE = "notifications"

@@ -21,7 +21,7 @@ from typing import Any, Protocol, TypeVar
 from tidewire.errors import StoreUnavailable, TransactionLost
 from tidewire.kit.sqlite_file import SqliteFile
 
-__all__ = ["Shared", "Taker", "Turns"]
+__all__ = ["Shared", "Turns"]
 
 T = TypeVar("T")
 _logger = logging.getLogger("tidewire.store")

@@ -37,7 +37,6 @@ from tidewire.protocols import Inspector, Receiver, Transport
 from tidewire.testing.transports.clients import Client
 
 __all__ = [
-    "GRACE",
     "LEASE",
     "PATIENCE",
     "Bench",

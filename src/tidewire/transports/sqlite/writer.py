@@ -19,7 +19,7 @@ from tidewire.errors import TransportClosed, TransportUnavailable
 from tidewire.kit.sqlite_errors import is_full
 from tidewire.kit.sqlite_file import SqliteFile
 
-__all__ = ["Committed", "Writer"]
+__all__ = ["Writer"]
 
 T = TypeVar("T")
 Job = Callable[[sqlite3.Connection], Any]

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 from tidewire import Retry
 
-__all__ = ["PATIENT", "OutsideFailed", "outside_fails"]
+__all__ = ["PATIENT", "outside_fails"]
 
 PATIENT = Retry(attempts=8, first_delay=timedelta(milliseconds=40), factor=2.0, max_delay=timedelta(seconds=1))
 

@@ -1,0 +1,93 @@
+"""Keys that wait: behind a dead letter, and behind an event that failed for too long."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+
+from runtime_world import Opened, OrderPlaced
+
+from tidewire import Context, Options, Reject, Retry, Service
+from tidewire.rules.letters import redriven
+
+
+def test_what_follows_a_dead_letter_waits_with_it_and_is_redriven_in_order(opened: Opened) -> None:
+    """RL-5: successors go to the dead channel as held, other keys go on, a redrive brings them back in order."""
+    service, seen = Service("billing"), list[tuple[str, int]]()
+    mended = asyncio.Event()
+
+    @service.on(OrderPlaced, on_dead_letter="hold_key")
+    async def take(order: OrderPlaced) -> None:
+        if order.order_id == "a" and order.number == 2 and not mended.is_set():
+            raise Reject("not this one")
+        seen.append((order.order_id, order.number))
+
+    async def scenario() -> None:
+        async with opened() as world:
+            async with world.running(service) as app:
+                await app.publisher.publish_all([OrderPlaced("a", number=n) for n in range(1, 5)])
+                await app.publisher.publish(OrderPlaced("b", number=1))
+                await world.until(lambda: world.settled("shop.order", "billing"))
+            assert sorted(seen) == [("a", 1), ("b", 1)]
+            async with world.running(service) as app:  # the hold is kept over a restart
+                await app.publisher.publish(OrderPlaced("a", number=5))
+                await world.until(lambda: world.settled("shop.order", "billing"))
+                letters = await world.dead("shop.order", "billing")
+                reasons = [letter.message.headers["dl-reason"] for letter in letters]
+                assert ["permanent", "held", "held", "held"] == reasons
+                mended.set()
+                await world.transport.publish([redriven(letter.message) for letter in letters])
+                await world.transport.remove(letters[0].message.to, [letter.position for letter in letters])
+                await world.until(lambda: len(seen) == 6)
+                await app.publisher.publish(OrderPlaced("a", number=6))
+                await world.until(lambda: len(seen) == 7)
+            assert [1, 2, 3, 4, 5, 6] == [number for key, number in seen if key == "a"]
+            assert [] == list(await world.store.held.keys("billing", ["shop.order"]))
+
+    asyncio.run(scenario())
+
+
+def test_a_hold_that_lasts_too_long_is_moved_and_keeps_its_order(opened: Opened) -> None:
+    """RL-4: the event and its successors go through the inbox channel, noted before the settle, in order."""
+    service, seen = Service("billing"), list[int]()
+
+    @service.on(OrderPlaced, retry=Retry(attempts=9, first_delay=timedelta(milliseconds=120), factor=1.0))
+    async def take(order: OrderPlaced, context: Context) -> None:
+        if order.order_id == "a" and order.number == 1 and context.attempt < 4:
+            raise RuntimeError("not yet")
+        if order.order_id == "a":
+            seen.append(order.number)
+
+    async def scenario() -> None:
+        async with opened() as world:
+            world.options = Options(max_hold=timedelta(milliseconds=1), grace=timedelta(seconds=1), lanes=2)
+            async with world.running(service) as app:
+                await app.publisher.publish_all([OrderPlaced("a", number=n) for n in range(1, 5)])
+                await world.until(lambda: len(seen) == 4, 20)
+                await world.until(lambda: world.settled("shop.order", "billing"))
+            assert [1, 2, 3, 4] == seen
+            assert [] == list(await world.store.held.keys("billing", ["shop.order"]))
+
+    asyncio.run(scenario())
+
+
+def test_a_full_book_of_held_keys_is_relieved(opened: Opened) -> None:
+    """When everything a member holds waits behind failing keys, the longest held is moved and others get room."""
+    service, seen = Service("billing", prefetch=4), list[str]()
+    mended = asyncio.Event()
+
+    @service.on(OrderPlaced, retry=Retry(attempts=50, first_delay=timedelta(milliseconds=400), factor=1.0))
+    async def take(order: OrderPlaced) -> None:
+        if order.order_id.startswith("bad") and not mended.is_set():
+            raise RuntimeError("not yet")
+        seen.append(order.order_id)
+
+    async def scenario() -> None:
+        async with opened() as world, world.running(service) as app:
+            await app.publisher.publish_all([OrderPlaced(f"bad-{n}") for n in range(4)])
+            await app.publisher.publish(OrderPlaced("good"))
+            await world.until(lambda: "good" in seen, 15)
+            mended.set()
+            await world.until(lambda: len(seen) == 5, 15)
+
+    asyncio.run(scenario())
