@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from datetime import timedelta
@@ -30,16 +31,20 @@ class UUID7Ids:
     """UUIDv7 (RFC 9562 §5.7, method 1 of §6.2): 48-bit milliseconds, 12-bit sequence, 62 random bits.
 
     Monotonic inside a process: where the clock stands still or runs backwards, or the sequence of a
-    millisecond is used up, the millisecond part moves on by itself.
+    millisecond is used up, the millisecond part moves on by itself. Seeded from the system once per process.
     """
 
     def __init__(self, chance: random.Random | None = None) -> None:
-        self._chance = chance or random.SystemRandom()
+        self._given = chance is not None
+        self._chance = chance or _seeded()
+        self._process = os.getpid()
         self._last_ms = 0
         self._sequence = 0
 
     def event_id(self) -> str:
         """Return a UUIDv7 in its 36-character form."""
+        if not self._given and os.getpid() != self._process:  # a forked child must not repeat its parent
+            self._chance, self._process = _seeded(), os.getpid()
         ms = time.time_ns() // 1_000_000
         if ms > self._last_ms:
             self._last_ms, self._sequence = ms, 0
@@ -61,3 +66,7 @@ class RandomJitter:
     def between(self, low: timedelta, high: timedelta) -> timedelta:
         """Return a uniformly drawn duration from *low* to *high*."""
         return low if high <= low else low + (high - low) * self._chance.random()
+
+
+def _seeded() -> random.Random:
+    return random.Random(random.SystemRandom().getrandbits(256))  # noqa: S311 - ids are unique, not secret

@@ -387,6 +387,10 @@ class Store(Protocol):
         """
         ...
 
+    def saturated(self) -> bool:
+        """Whether a unit that began now would have to wait for a commit or a connection. Cheap; a hint."""
+        ...
+
     def adopt_tx(self, tx: Any) -> Unit | None:
         """Return the unit that a caller's transaction handle belongs to, or None if it is not this store's."""
         ...

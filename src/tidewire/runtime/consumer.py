@@ -86,7 +86,13 @@ class Consumer:
         self._epochs: dict[str, int] = {}
         self._revoking: set[str] = set()
         self._intake = Intake(receiver)
-        self._workers = Workers(self._schedule, self, process=pipeline.process, concurrency=limits.concurrency)
+        self._workers = Workers(
+            self._schedule,
+            self,
+            process=pipeline.process,
+            concurrency=limits.concurrency,
+            saturated=_never if store is None else store.saturated,
+        )
         self._tasks: asyncio.TaskGroup | None = None
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
@@ -484,3 +490,7 @@ class Consumer:
             self._revoking.discard(lane)
             self._epochs.pop(lane, None)
             self._settler.drained(lane)
+
+
+def _never() -> bool:
+    return False

@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class Isolated(Generic[T]):
-    """``await Isolated(coroutine, on_wait)``: *on_wait* is called when the coroutine first has to wait."""
+    """``await Isolated(coroutine, on_wait)``: *on_wait* is called whenever the coroutine has to wait."""
 
     __slots__ = ("_coroutine", "_on_wait")
 
@@ -33,8 +33,8 @@ class Isolated(Generic[T]):
         except StopIteration as stop:
             result: T = stop.value
             return result
-        self._on_wait()
         while True:
+            self._on_wait()
             try:
                 value = yield waited_for
             except GeneratorExit:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from datetime import timedelta
 from hashlib import blake2b
 from typing import Any
@@ -181,7 +181,7 @@ class Pipeline:
             if task is not None and task.cancelling():
                 raise error
         if isinstance(error, AlreadyMarked):
-            return Ran(_HANDLED)
+            return Ran(_HANDLED, await self._what_is_open())
         if isinstance(error, LaneFenced):
             work.gone = True
             return Ran(_HANDLED)
@@ -197,6 +197,14 @@ class Pipeline:
         stretch = self._budget.spend()
         outcome = decide(error, failures=failure.failures, policy=policy, jitter=self._jitter, stretch=stretch)
         return Ran(outcome, failed=bound)
+
+    async def _what_is_open(self) -> Awaitable[None] | None:
+        """The mark may be in a commit that is still on its way: no ack before that is durable."""
+        if self._store is None:
+            return None
+        unit = self._store.unit()
+        await unit.begin()
+        return await unit.seal()
 
     async def _remember(self, work: Work, error: BaseException) -> Failure:
         """Count a failure: from the header when it was moved, from the store when it was held by another life."""

@@ -12,7 +12,7 @@ from tidewire.runtime.work import Ran, Work
 
 __all__ = ["Workers"]
 
-_SLICE = 0.004
+_SLICE, _SOON = 0.004, 0.0005
 
 
 class Decider(Protocol):
@@ -55,7 +55,7 @@ class Workers:
     """At most *concurrency* workers over one schedule.
 
     A worker that has to wait wakes the next, so that handlers which never wait all run in one task, and those
-    which do overlap. One timer serves all time-outs.
+    which do overlap; not while *saturated*, when all they could do is queue. One timer serves all time-outs.
     """
 
     def __init__(
@@ -65,15 +65,18 @@ class Workers:
         *,
         process: Callable[[Work], Coroutine[Any, Any, Ran]],
         concurrency: int,
+        saturated: Callable[[], bool],
     ) -> None:
         self._schedule = schedule
         self._decider = decider
         self._process = process
         self._concurrency = concurrency
+        self._saturated = saturated
         self._loop = asyncio.get_running_loop()
         self._all: list[Worker] = []
         self._idle: list[Worker] = []
         self._timer: asyncio.TimerHandle | None = None
+        self._later: asyncio.TimerHandle | None = None
         self._tasks: asyncio.TaskGroup | None = None
 
     def start(self, tasks: asyncio.TaskGroup) -> None:
@@ -89,8 +92,12 @@ class Workers:
                 worker.task.cancel()
 
     def wake(self) -> None:
-        """Let one more worker look for work if there is any."""
+        """Let one more worker look for work if there is any; while *saturated*, a little later."""
         if not self._schedule.has_ready or self._decider.halted():
+            return
+        if self._saturated():
+            if self._later is None:
+                self._later = self._loop.call_later(_SOON, self._wake_later)
             return
         while self._idle:
             wake = self._idle.pop().wake
@@ -101,6 +108,10 @@ class Workers:
             worker = Worker()
             self._all.append(worker)
             worker.task = self._tasks.create_task(self._work(worker))
+
+    def _wake_later(self) -> None:
+        self._later = None
+        self.wake()
 
     def wake_all(self) -> None:
         """Let every idle worker look for work."""

@@ -115,6 +115,10 @@ class MemoryStore:
         """Return a unit that has not begun."""
         return MemoryUnit(self, guard)
 
+    def saturated(self) -> bool:
+        """Never: nothing is waited for but other units."""
+        return False
+
     def adopt_tx(self, tx: Any) -> MemoryUnit | None:
         """Return the unit of a `MemoryTx` of this store."""
         return tx.unit if isinstance(tx, MemoryTx) and tx.unit.store is self else None
@@ -267,11 +271,14 @@ class MemoryBacklog:
         if not self._leads(owner):
             return ()
         self._outbox.release_due()
-        blocked = {(_topic(message), message.key) for message in self._outbox.refused.values() if message.key}
+        blocked: dict[tuple[str, str | None], int] = {}
+        for row, message in sorted(self._outbox.refused.items(), reverse=True):
+            if message.key:
+                blocked[_topic(message), message.key] = row
         rows = (
             Pending(row, message, self._refusals.get(row, 0))
             for row, message in sorted(self._outbox.ready.items())
-            if row > after and (_topic(message), message.key) not in blocked
+            if row > after and row < blocked.get((_topic(message), message.key), row + 1)
         )
         return list(itertools.islice(rows, limit))
 

@@ -167,12 +167,14 @@ class SqliteBacklog:
 
     async def refused(self, owner: str, row: int, *, detail: str, attempts_max: int) -> bool:
         """Count a refusal; at the limit the row moves to the quarantine, under its number."""
+        now = self._clock.ticks()
 
         def count(unit: SqliteUnit) -> bool:
             found = unit.execute(
                 "UPDATE tidewire_outbox SET attempts = attempts + 1 WHERE row = ? AND EXISTS "
-                "(SELECT 1 FROM tidewire_lease WHERE name = 'relay' AND owner = ?) RETURNING attempts",
-                (row, owner),
+                "(SELECT 1 FROM tidewire_lease WHERE name = 'relay' AND owner = ? AND boot = ? AND until > ?) "
+                "RETURNING attempts",
+                (row, owner, self._boot, now),
             ).fetchone()
             if found is None or found[0] < attempts_max:
                 return False
@@ -215,8 +217,9 @@ class SqliteBacklog:
                 for row in rows
                 if row.message.key is not None
                 and read(  # tidewire_outbox_refused_key
-                    "SELECT 1 FROM tidewire_outbox_refused WHERE aggregatetype = ? AND aggregateid = ? LIMIT 1",
-                    (_topic(row.message), row.message.key),
+                    "SELECT 1 FROM tidewire_outbox_refused WHERE aggregatetype = ? AND aggregateid = ? AND row < ? "
+                    "LIMIT 1",
+                    (_topic(row.message), row.message.key, row.row),
                 ).fetchone()
                 is not None
             ]

@@ -46,6 +46,10 @@ class SqliteStore:
         """Return a unit that has not begun; *label* names whose turns are timed together."""
         return SqliteUnit(self._turns, guard, label, self._speeds)
 
+    def saturated(self) -> bool:
+        """Whether a commit is on its way to the disk."""
+        return self._turns.committing
+
     def adopt_tx(self, tx: Any) -> SqliteUnit | None:
         """Return the unit of a `SqliteTx` or `SyncSqliteTx` of this store."""
         if isinstance(tx, (SqliteTx, SyncSqliteTx)) and tx.unit.turns is self._turns:

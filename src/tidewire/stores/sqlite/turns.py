@@ -15,6 +15,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any, Protocol, TypeVar
 
@@ -77,6 +78,11 @@ class Turns:
         self._committing: asyncio.Future[None] | None = None
         self._closing_soon = False
 
+    @property
+    def committing(self) -> bool:
+        """Whether a commit is on its way; the next turn comes after it."""
+        return self._committing is not None
+
     async def take(self, taker: Taker) -> Shared:
         """Wait for the turn and return the transaction it is in; the savepoint ``unit`` is set.
 
@@ -107,8 +113,8 @@ class Turns:
             self._next()
         elif close or shared.turns >= _TURNS_MAX or self._loop.time() - shared.since > _AGE_MAX:
             self._commit()
-        elif self._waiting:
-            self._next()
+        elif self._waiting and self._next():
+            return
         elif not self._closing_soon:  # whoever is ready now may still join
             self._closing_soon = True
             self._loop.call_soon(self._commit_if_free)
@@ -152,17 +158,19 @@ class Turns:
             if place.done() and not place.cancelled():
                 self.give()  # it was our turn already: pass it on
             else:
-                self._waiting.remove(place)
+                with suppress(ValueError):  # whoever passed the turn on may have passed over us already
+                    self._waiting.remove(place)
             raise
 
-    def _next(self) -> None:
-        """Give the turn to whoever has waited longest."""
+    def _next(self) -> bool:
+        """Give the turn to whoever has waited longest; False if nobody waits any more."""
         while self._waiting:
             place = self._waiting.popleft()
             if not place.done():
                 self.holder = _RESERVED
                 place.set_result(None)
-                return
+                return True
+        return False
 
     async def _begin(self) -> None:
         self.file.check_process()
@@ -175,7 +183,12 @@ class Turns:
                 raise
         else:
             self.file.turn.give_up()
-            await self.on_thread(self._begin_blocking)
+            try:
+                await self.on_thread(self._begin_blocking)
+            except asyncio.CancelledError:
+                if self.connection.in_transaction:  # it began all the same: somebody has to end it
+                    self.shared = Shared(self._loop.create_future(), self._loop.time())
+                raise
         self.shared = Shared(self._loop.create_future(), self._loop.time())
 
     def _begin_blocking(self) -> None:

@@ -7,6 +7,7 @@ import logging
 import re
 import sqlite3
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -51,6 +52,7 @@ class SqliteUnit:
     """
 
     __slots__ = (
+        "_beginning",
         "_guard",
         "_label",
         "_lock",
@@ -58,6 +60,7 @@ class SqliteUnit:
         "_shared",
         "_since",
         "_speeds",
+        "_spent",
         "_state",
         "_sync",
         "_tx",
@@ -72,6 +75,8 @@ class SqliteUnit:
         self._state: Literal["new", "open", "lost", "ended"] = "new"
         self._shared: Shared | None = None
         self._since = 0.0
+        self._spent = 0.0
+        self._beginning: asyncio.Future[None] | None = None
         self._poison: BaseException | None = None
         self._tx: SqliteTx | None = None
         self._sync: SyncSqliteTx | None = None
@@ -94,18 +99,27 @@ class SqliteUnit:
 
     @property
     def slow(self) -> bool:
-        """Whether turns of this unit's kind take above 1 ms on average: then its statements leave the loop."""
+        """Whether statements of this unit's kind take above 1 ms a turn on average: then they leave the loop."""
         return self._speeds.get(self._label, 0.0) > _SLOW
 
     async def begin(self) -> None:
         """Take the turn; nothing if it is taken."""
         if self._state == "open":
             return
+        if self._beginning is not None:  # two first statements at once share one turn
+            await asyncio.shield(self._beginning)
+            return
         if self._state != "new":
             raise TransactionClosed("this unit has ended", hint="use context.tx only while its handler runs")
-        self._shared = await self.turns.take(self)
-        self._state = "open"
-        self._since = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        beginning = self._beginning = loop.create_future()
+        try:
+            self._shared = await self.turns.take(self)
+            self._state = "open"
+            self._since = loop.time()
+        finally:
+            self._beginning = None
+            beginning.set_result(None)
 
     async def seal(self) -> Awaitable[None]:
         """End the turn; what comes back resolves when the shared transaction is durable."""
@@ -114,6 +128,8 @@ class SqliteUnit:
             return _durable()
         if self._state == "lost":
             self._state = "ended"
+            if self._poison is not None:  # its own statement did it: its own failure
+                raise self._poison
             raise TransactionLost("the transaction of this unit was rolled back by a statement; run the unit again")
         if self._state == "ended":
             raise TransactionClosed("this unit has ended")
@@ -127,16 +143,21 @@ class SqliteUnit:
             guard = self._guard
             await self.rollback()
             raise LaneFenced(f"{guard.group}: epoch {guard.epoch} of lane {guard.lane} has been taken over")
-        await self._run(lambda: self.turns.connection.execute("RELEASE unit"))
-        self._state = "ended"
-        self.turns.give(close=self._timed() > _SLOW)
+        interrupted = await self._quiet()
+        try:
+            self._run(lambda: self.turns.connection.execute("RELEASE unit"))
+            self._state = "ended"
+            self.turns.give(close=self._timed() > _SLOW)
+        finally:
+            self._release_lock()
+        if interrupted:
+            raise asyncio.CancelledError
         return shared
 
     async def rollback(self) -> None:
         """End without effect; a running statement of a thread ends first."""
         if self._state == "open":
-            if self._lock is not None:
-                await asyncio.get_running_loop().run_in_executor(None, self._lock.acquire)
+            interrupted = await self._quiet()
             self._state = "ended"
             try:
                 if self.turns.connection.in_transaction:
@@ -146,8 +167,9 @@ class SqliteUnit:
             finally:
                 self._timed()
                 self.turns.give()
-                if self._lock is not None:
-                    self._lock.release()
+                self._release_lock()
+            if interrupted:
+                raise asyncio.CancelledError
         elif self._state == "lost" or self._state == "new":
             self._state = "ended"
 
@@ -187,6 +209,7 @@ class SqliteUnit:
             raise TransactionClosed("this unit has ended", hint="use context.tx only while its handler runs")
         cursor = self.turns.connection.cursor()
         cursor.row_factory = sqlite3.Row
+        started = time.perf_counter()
         try:
             return run(cursor)
         except sqlite3.Error as error:
@@ -194,8 +217,26 @@ class SqliteUnit:
             if typed is error:
                 raise
             raise typed from error
+        finally:
+            self._spent += time.perf_counter() - started
 
-    async def _run(self, function: Callable[[], T]) -> T:
+    async def _quiet(self) -> bool:
+        """Wait until no thread runs a statement of this unit, and keep it so; True if we were cancelled meanwhile."""
+        if self._lock is None or self._lock.acquire(blocking=False):
+            return False
+        waiting = asyncio.get_running_loop().run_in_executor(None, self._lock.acquire)
+        try:
+            await asyncio.shield(waiting)
+        except asyncio.CancelledError:
+            await asyncio.wait([waiting])
+            return True
+        return False
+
+    def _release_lock(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+
+    def _run(self, function: Callable[[], T]) -> T:
         try:
             return function()
         except sqlite3.Error as error:
@@ -204,6 +245,7 @@ class SqliteUnit:
     def _failed(self, error: sqlite3.Error) -> Exception:
         """Note what a failed statement means for this unit and return what is to be raised."""
         if not self.turns.connection.in_transaction:
+            self._poison = error
             self._state = "lost"  # at once: outside a transaction the next statement would commit by itself
             self.turns.lost()
         code = getattr(error, "sqlite_errorcode", 0) or 0
@@ -225,13 +267,13 @@ class SqliteUnit:
         return True
 
     def _timed(self) -> float:
-        """Note how long the turn took and return the average of its kind."""
-        took = asyncio.get_running_loop().time() - self._since
+        """Note how long the user's statements took; return the larger of this and the average of its kind."""
         speeds = self._speeds
-        average = speeds[self._label] = took * 0.1 + speeds.get(self._label, took) * 0.9
+        average = speeds[self._label] = self._spent * 0.1 + speeds.get(self._label, 0.0) * 0.9
+        took = asyncio.get_running_loop().time() - self._since
         if took > _VERY_SLOW:
             _logger.warning("tidewire.store.slow_turn", extra={"handler": self._label, "seconds": round(took, 3)})
-        return max(average, took if took > _SLOW else 0.0)
+        return max(average, self._spent)
 
 
 class SqliteTx:
@@ -257,7 +299,7 @@ class SqliteTx:
         return await self._run(sql, lambda cursor: _written(cursor.execute(sql, parameters)))
 
     async def executemany(self, sql: str, rows: Iterable[Parameters]) -> Written:
-        """Run one statement for each of *rows*; errors as `execute`."""
+        """Run one statement for each of *rows*; errors as `execute`, and the rows before the failing one stay."""
         return await self._run(sql, lambda cursor: _written(cursor.executemany(sql, rows)))
 
     async def fetchone(self, sql: str, parameters: Parameters = ()) -> sqlite3.Row | None:
