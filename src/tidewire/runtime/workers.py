@@ -77,6 +77,7 @@ class Workers:
         self._idle: list[Worker] = []
         self._timer: asyncio.TimerHandle | None = None
         self._later: asyncio.TimerHandle | None = None
+        self._waking = False
         self._tasks: asyncio.TaskGroup | None = None
 
     def start(self, tasks: asyncio.TaskGroup) -> None:
@@ -93,21 +94,25 @@ class Workers:
 
     def wake(self) -> None:
         """Let one more worker look for work if there is any; while *saturated*, a little later."""
-        if not self._schedule.has_ready or self._decider.halted():
+        if self._waking or not self._schedule.has_ready or self._decider.halted():
             return
         if self._saturated():
-            if self._later is None:
-                self._later = self._loop.call_later(_SOON, self._wake_later)
+            self._wake_soon()
             return
         while self._idle:
             wake = self._idle.pop().wake
             if wake is not None and not wake.done():
                 wake.set_result(None)
+                self._waking = True
                 return
         if len(self._all) < self._concurrency and self._tasks is not None:
             worker = Worker()
             self._all.append(worker)
             worker.task = self._tasks.create_task(self._work(worker))
+
+    def _wake_soon(self) -> None:
+        if self._later is None:
+            self._later = self._loop.call_later(_SOON, self._wake_later)
 
     def _wake_later(self) -> None:
         self._later = None
@@ -123,11 +128,15 @@ class Workers:
         clock, decider, schedule = self._loop.time, self._decider, self._schedule
         yield_at = clock() + _SLICE
         while True:
-            work = None if decider.halted() else schedule.take()
+            crowded = self._saturated()  # going on would mean to stand in line behind those who do already
+            work = None if crowded or decider.halted() else schedule.take()
             if work is None:
+                if crowded:
+                    self._wake_soon()
                 worker.wake = self._loop.create_future()
                 self._idle.append(worker)
                 await worker.wake
+                self._waking = False
                 yield_at = clock() + _SLICE
                 continue
             started = clock()

@@ -47,8 +47,8 @@ class SqliteStore:
         return SqliteUnit(self._turns, guard, label, self._speeds)
 
     def saturated(self) -> bool:
-        """Whether a commit is on its way to the disk."""
-        return self._turns.committing
+        """Whether one more unit could only queue for the turn now."""
+        return self._turns.saturated()
 
     def adopt_tx(self, tx: Any) -> SqliteUnit | None:
         """Return the unit of a `SqliteTx` or `SyncSqliteTx` of this store."""

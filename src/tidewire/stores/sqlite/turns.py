@@ -28,6 +28,7 @@ T = TypeVar("T")
 _logger = logging.getLogger("tidewire.store")
 _TURNS_MAX = 64
 _AGE_MAX = 0.005
+_BRIEF = 0.001
 _WAIT = timedelta(seconds=30)
 _ROW_BYTES = 2_048
 
@@ -77,11 +78,17 @@ class Turns:
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._committing: asyncio.Future[None] | None = None
         self._closing_soon = False
+        self._granted = 0.0
 
-    @property
-    def committing(self) -> bool:
-        """Whether a commit is on its way; the next turn comes after it."""
-        return self._committing is not None
+    def saturated(self) -> bool:
+        """Whether one more unit could only queue: a commit is on its way, or somebody has just got the turn.
+
+        Handlers that all stand in line cost a step of the loop each; a turn that is held for longer is held by
+        somebody who waits for something else, and others may do so meanwhile.
+        """
+        if self._committing is not None:
+            return True
+        return self.holder is not None and self._loop.time() - self._granted < _BRIEF
 
     async def take(self, taker: Taker) -> Shared:
         """Wait for the turn and return the transaction it is in; the savepoint ``unit`` is set.
@@ -92,6 +99,7 @@ class Turns:
         if self.holder is not None or self._committing is not None or self._waiting:
             await self._wait_in_line()
         self.holder = taker
+        self._granted = self._loop.time()
         try:
             if self.shared is None:
                 await self._begin()
@@ -168,6 +176,7 @@ class Turns:
             place = self._waiting.popleft()
             if not place.done():
                 self.holder = _RESERVED
+                self._granted = self._loop.time()
                 place.set_result(None)
                 return True
         return False
