@@ -28,6 +28,7 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     # Time and chance come in through parameters; these are their sources.
     ("time", "src/tidewire/clock.py"): "the one file that reads a clock",
     ("time", "src/tidewire/chance.py"): "a UUIDv7 holds the wall time",
+    ("chance", "src/tidewire/chance.py"): "the one source of chance",
     ("environment", "src/tidewire/config.py"): "the one file that reads the environment",
     # The screens.
     ("print", "src/tidewire/cli/"): "a command line prints",
@@ -48,6 +49,7 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     ("positional", "src/tidewire/rules/upcasts.py"): "type, its codec, its steps: called from one place",
     ("positional", "src/tidewire/runtime/plan.py"): "private steps of one compilation",
     ("positional", "src/tidewire/runtime/holds.py"): "what, where, until when",
+    ("positional", "src/tidewire/runtime/consumer.py"): "implements the workers' `Decider`",
     ("positional", "src/tidewire/runtime/workers.py"): "work, what came of it, how long it took",
     ("positional", "src/tidewire/codecs/json.py"): "made by one function below it",
     ("positional", "src/tidewire/cli/demo/"): "the demo's own steps, each called from one place",

@@ -152,9 +152,10 @@ def test_a_killed_worker_loses_nothing(project: Path, start: Start) -> None:
     until(lambda: charged(project), "a first charge")
     os.kill(max(up(project)), signal.SIGKILL)
     until(lambda: len(charged(project)) >= 300, "300 charges")
+    until(lambda: len(up(project)) == 3, "the worker that takes the killed one's place")
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=30)
-    assert 0 == process.returncode
+    _, said = process.communicate(timeout=30)
+    assert 0 == process.returncode, said
     orders = [order for order, _ in charged(project)]
     assert (300, 300) == (len(orders), len(set(orders)))
 

@@ -21,7 +21,7 @@ KEYS = {
 
 def demo(*arguments: str) -> tuple[int, dict[str, Any]]:
     """Run the demo and return its exit code and its report."""
-    command = [sys.executable, "-m", "tidewire.cli.main", "demo", "--json", *arguments]
+    command = [sys.executable, "-m", "tidewire.cli", "demo", "--json", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.stdout, done.stderr
     report: dict[str, Any] = json.loads(done.stdout)
@@ -68,7 +68,7 @@ def test_an_empty_file_balances(tmp_path: Path) -> None:
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     """Exit code 2, the name of the file, and what to do."""
-    command = [sys.executable, "-m", "tidewire.cli.main", "demo", "--orders", str(tmp_path / "nowhere.jsonl")]
+    command = [sys.executable, "-m", "tidewire.cli", "demo", "--orders", str(tmp_path / "nowhere.jsonl")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert 2 == done.returncode
     assert "nowhere.jsonl" in done.stderr

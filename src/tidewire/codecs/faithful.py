@@ -51,7 +51,9 @@ class _Compiler:
             return self.compile(info.type)
         if isinstance(info, _LEAVES):
             return _leaf
-        if isinstance(info, (msgspec.inspect.AnyType, msgspec.inspect.CustomType, msgspec.inspect.RawType)):
+        if isinstance(info, msgspec.inspect.CustomType):
+            raise TypeError(f"{info.cls.__name__} is not a type of JSON")
+        if isinstance(info, (msgspec.inspect.AnyType, msgspec.inspect.RawType)):
             self.is_open = True
             return first_unfaithful
         if isinstance(info, msgspec.inspect.UnionType):

@@ -105,13 +105,12 @@ def json_codec(cls: type) -> JsonCodec:
         return _pydantic_codec(cls)
     try:
         decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(cls)
-        info = msgspec.inspect.type_info(cls)
+        check, is_open = checker_for(msgspec.inspect.type_info(cls))
     except (TypeError, NameError, msgspec.MsgspecError) as error:
         raise ConfigurationError(
             f"{cls.__qualname__} has a field that JSON cannot carry: {error}",
             hint="use texts, numbers, Decimal, datetime, UUID, enums, and lists, dicts or classes of these",
         ) from error
-    check, is_open = checker_for(info)
     return JsonCodec(cls.__qualname__, msgspec.json.Encoder().encode, decoder.decode, check, is_open)
 
 

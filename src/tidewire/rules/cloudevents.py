@@ -18,7 +18,7 @@ import msgspec
 
 from tidewire.errors import ConfigurationError, DecodeError
 from tidewire.model import Envelope
-from tidewire.rules.names import is_header_name
+from tidewire.rules.names import has_control, is_header_name
 
 __all__ = [
     "check_event_id",
@@ -193,7 +193,7 @@ def _attribute(name: str, raw: msgspec.Raw) -> str:
     except (msgspec.MsgspecError, ValueError, RecursionError, MemoryError) as error:
         raise DecodeError(f"the attribute {name} is not a text, an integer or a boolean: {error}") from None
     text = ("true" if value else "false") if isinstance(value, bool) else str(value)
-    if not text.isprintable():
+    if has_control(text):
         raise DecodeError(f"the attribute {name} holds control characters")
     return text
 
@@ -231,8 +231,8 @@ def check_headers(headers: Mapping[str, str]) -> None:
             problems.append(f"{name!r} is reserved")
         elif name.startswith("ce-") and (not _EXTENSION.match(name[3:]) or name == "ce-data"):
             problems.append(f"{name!r}: an extension attribute is 1 to 20 of a-z and 0-9")
-        elif not isinstance(value, str) or (value and not value.isprintable()):
-            problems.append(f"{name!r}: its value must be printable text")
+        elif has_control(value):
+            problems.append(f"{name!r}: its value holds control characters")
     size = sum(len(name) + len(value.encode("utf-8", "replace")) for name, value in headers.items())
     if len(headers) > _HEADERS_MAX or size > _HEADERS_BYTES_MAX:
         problems.append(

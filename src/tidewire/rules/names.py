@@ -6,10 +6,11 @@ import re
 
 from tidewire.errors import ConfigurationError
 
-__all__ = ["check_name", "is_header_name", "is_topic_name"]
+__all__ = ["check_name", "has_control", "is_header_name", "is_topic_name"]
 
 _TOPIC = re.compile(r"[a-z][a-z0-9.-]{0,62}\Z")
 _HANDLER = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}\Z")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _HEADER = re.compile(r"[a-z][a-z0-9-]{0,62}\Z")
 
 
@@ -34,3 +35,8 @@ def is_topic_name(name: str) -> bool:
 def is_header_name(name: str) -> bool:
     """Whether *name* can be a header on every broker."""
     return _HEADER.match(name) is not None
+
+
+def has_control(text: str) -> bool:
+    """Whether *text* holds a character that no header may: controls, line separators, lone surrogates."""
+    return not text.isprintable() and _CONTROL.search(text) is not None

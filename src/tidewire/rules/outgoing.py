@@ -14,6 +14,7 @@ from tidewire.model import Message, Topic
 from tidewire.protocols import Codec
 from tidewire.rules.cloudevents import check_headers
 from tidewire.rules.events import EventType
+from tidewire.rules.names import has_control
 
 __all__ = ["Cause", "Stamp", "cause_in", "derived_id"]
 
@@ -102,9 +103,9 @@ class Stamp:
             if cause.tracestate:
                 made["tracestate"] = cause.tracestate
         if key is not None:
-            if not key.isprintable() or len(key) > _KEY_MAX or not key:
+            if not key or len(key) > _KEY_MAX or has_control(key):
                 raise ConfigurationError(
-                    f"{self.definition.type}: its key must be 1 to {_KEY_MAX} printable characters, not {key[:40]!r}"
+                    f"{self.definition.type}: a key is 1 to {_KEY_MAX} characters without controls, not {key[:40]!r}"
                 )
             made["ce-partitionkey"] = key
         if headers:

@@ -73,6 +73,7 @@ class Turns:
         self.holder: Taker | None = None
         self.shared: Shared | None = None
         self._loop = asyncio.get_running_loop()
+        self.clock = self._loop.time
         self._loop_thread = threading.get_ident()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="tidewire-store")
         self._waiting: deque[asyncio.Future[None]] = deque()

@@ -7,7 +7,6 @@ import logging
 import re
 import sqlite3
 import threading
-import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -209,7 +208,7 @@ class SqliteUnit:
             raise TransactionClosed("this unit has ended", hint="use context.tx only while its handler runs")
         cursor = self.turns.connection.cursor()
         cursor.row_factory = sqlite3.Row
-        started = time.perf_counter()
+        started = self.turns.clock()
         try:
             return run(cursor)
         except sqlite3.Error as error:
@@ -218,7 +217,7 @@ class SqliteUnit:
                 raise
             raise typed from error
         finally:
-            self._spent += time.perf_counter() - started
+            self._spent += self.turns.clock() - started
 
     async def _quiet(self) -> bool:
         """Wait until no thread runs a statement of this unit, and keep it so; True if we were cancelled meanwhile."""

@@ -1,0 +1,238 @@
+"""Events as JSON: what goes in comes out, what cannot travel is refused with its path, hostile bytes are errors."""
+
+from __future__ import annotations
+
+import enum
+import math
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+import attrs
+import msgspec
+import pydantic
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tidewire.codecs.json import json_codec
+from tidewire.errors import ConfigurationError, DecodeError
+
+
+class Kind(enum.Enum):
+    """An enum."""
+
+    SMALL = "small"
+    LARGE = "large"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Something nested."""
+
+    name: str
+    price: Decimal
+    tags: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Everything:
+    """Every type an event is made of."""
+
+    text: str
+    number: int
+    ratio: float
+    price: Decimal
+    when: datetime
+    identity: UUID
+    kind: Kind
+    parts: list[Part]
+    by_name: dict[str, Part]
+    pause: timedelta
+    raw: bytes
+    maybe: Part | None = None
+    default: int = 7
+
+
+texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=20)
+prices = st.decimals(allow_nan=False, allow_infinity=False, places=2, min_value=-(10**9), max_value=10**9)
+parts = st.builds(Part, texts, prices, st.lists(texts, max_size=3))
+events = st.builds(
+    Everything,
+    texts,
+    st.integers(-(2**63), 2**64 - 1),
+    st.floats(allow_nan=False, allow_infinity=False),
+    prices,
+    st.datetimes(timezones=st.just(UTC)),
+    st.uuids(),
+    st.sampled_from(Kind),
+    st.lists(parts, max_size=3),
+    st.dictionaries(texts, parts, max_size=3),
+    st.timedeltas(timedelta(0), timedelta(days=10)),
+    st.binary(max_size=20),
+    st.none() | parts,
+    st.integers(0, 9),
+)
+CODEC = json_codec(Everything)
+
+
+@given(events)
+def test_what_goes_in_comes_out(event: Everything) -> None:
+    """Nested structures, Decimal, datetime, UUID, enums, optional and default fields round-trip."""
+    assert event == CODEC.decode(CODEC.encode(event))
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_raise_anything_but_a_decode_error(body: bytes) -> None:
+    """R13: hostile bytes can only yield a dead letter."""
+    with pytest.raises(DecodeError):
+        CODEC.decode(body)
+
+
+@pytest.mark.parametrize(
+    "body", [b"[" * 100_000, b'{"text":' + b"[" * 100_000, b'{"x":' * 500 + b"1" + b"}" * 500, b"1" * 1_000_000, b""]
+)
+def test_bombs_are_decode_errors(body: bytes) -> None:
+    """Depth, digits, nothing at all."""
+    with pytest.raises(DecodeError):
+        CODEC.decode(body)
+
+
+@dataclass(frozen=True)
+class Loose:
+    """Things that JSON carries badly."""
+
+    ratio: float = 0.0
+    price: Decimal = Decimal(0)
+    when: datetime = datetime(2026, 1, 1, tzinfo=UTC)
+    number: int = 0
+    text: str = ""
+    anything: Any = None
+
+
+LOOSE = json_codec(Loose)
+
+
+@pytest.mark.parametrize(
+    ("event", "path"),
+    [
+        (Loose(ratio=math.nan), "ratio"),
+        (Loose(ratio=math.inf), "ratio"),
+        (Loose(price=Decimal("NaN")), "price"),
+        (Loose(price=Decimal("-Infinity")), "price"),
+        (Loose(when=datetime(2026, 1, 1)), "when"),
+        (Loose(number=2**64), "number"),
+        (Loose(text="a\0b"), "NUL"),
+        (Loose(text="\ud800"), "surrogate"),
+        (Loose(anything={"deep": [math.nan]}), "deep"),
+    ],
+)
+def test_what_json_carries_badly_is_refused_at_publish(event: Loose, path: str) -> None:
+    """DEP-03, DEP-08, SC5: named with its path, never written as null or as something else."""
+    with pytest.raises(ConfigurationError, match=path):
+        LOOSE.encode(event)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"price":"NaN"}',
+        b'{"when":"2026-01-01T00:00:00"}',
+        b'{"number":18446744073709551616}',
+        b'{"text":"a\\u0000b"}',
+        b'{"text":"\\ud800"}',
+        b'{"anything":' + b"[" * 65 + b"]" * 65 + b"}",
+        b'{"ratio":NaN}',
+    ],
+)
+def test_what_json_carries_badly_is_refused_at_decode(body: bytes) -> None:
+    """The other way round, for whatever producer."""
+    with pytest.raises(DecodeError):
+        LOOSE.decode(body)
+
+
+def test_an_error_names_the_path() -> None:
+    """Where in the body, as msgspec writes it."""
+    with pytest.raises(DecodeError) as refused:
+        json_codec(Part).decode(b'{"name":"a","price":"1","tags":[1]}')
+    assert "$.tags[0]" == refused.value.path
+
+
+def test_unknown_fields_are_ignored() -> None:
+    """A newer producer does no harm (DEP-10)."""
+    assert Part("a", Decimal(1)) == json_codec(Part).decode(b'{"name":"a","price":"1","new":{}}')
+
+
+class Model(pydantic.BaseModel):
+    """A pydantic model with a rule."""
+
+    number: int
+
+    @pydantic.field_validator("number")
+    @classmethod
+    def positive(cls, value: int) -> int:
+        """Only positive ones."""
+        if value < 0:
+            raise ValueError("must not be negative")
+        return value
+
+
+@pydantic.dataclasses.dataclass
+class Checked:
+    """A pydantic dataclass with a rule."""
+
+    number: pydantic.NonNegativeInt
+
+
+class Blob(pydantic.BaseModel):
+    """Bytes without a mode."""
+
+    raw: bytes
+
+
+@pytest.mark.parametrize("cls", [Model, Checked])
+def test_pydantics_validators_run(cls: Any) -> None:
+    """DEP-01: for models and for pydantic dataclasses alike."""
+    codec = json_codec(cls)
+    assert 3 == codec.decode(codec.encode(cls(number=3))).number
+    with pytest.raises(DecodeError):
+        codec.decode(b'{"number":-1}')
+
+
+def test_pydantic_bytes_need_a_mode() -> None:
+    """DEP-06: refused when the codec is made, with the fix."""
+    with pytest.raises(ConfigurationError, match="base64"):
+        json_codec(Blob)
+
+
+@attrs.frozen
+class Attrs:
+    """An attrs class."""
+
+    name: str
+
+
+class Struct(msgspec.Struct, frozen=True):
+    """A msgspec Struct."""
+
+    name: str
+
+
+@pytest.mark.parametrize("cls", [Attrs, Struct])
+def test_attrs_classes_and_structs_are_taken_as_they_are(cls: Any) -> None:
+    """All families of classes have one codec function."""
+    codec = json_codec(cls)
+    assert cls(name="a") == codec.decode(codec.encode(cls(name="a")))
+
+
+def test_a_type_that_json_cannot_carry_is_refused_when_the_codec_is_made() -> None:
+    """Not at the first event."""
+
+    @dataclass
+    class Odd:
+        thing: complex
+
+    with pytest.raises(ConfigurationError, match="Odd has a field"):
+        json_codec(Odd)
