@@ -1,0 +1,265 @@
+"""What is special to the SQLite store: shared commits, late threads, death, full disks, other programs' files."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tidewire import transaction
+from tidewire.errors import (
+    StoreRefused,
+    StoreUnavailable,
+    TransactionClosed,
+    TransactionControl,
+    TransactionLost,
+)
+from tidewire.stores.sqlite import open_sqlite_store
+from tidewire.transports.sqlite import open_sqlite_transport
+
+
+async def table(store: Any) -> None:
+    async with transaction(store) as tx:
+        await tx.execute("CREATE TABLE seen (id TEXT PRIMARY KEY)")
+
+
+def test_quick_units_share_one_commit(tmp_path: Path) -> None:
+    """Group commit: units sealed in one step of the loop are durable together."""
+
+    async def scenario() -> None:
+        async with open_sqlite_store(tmp_path / "s.db") as store:
+            await table(store)
+            commits = []
+            for number in range(10):
+                unit = store.unit()
+                await unit.tx.execute("INSERT INTO seen VALUES (?)", (str(number),))
+                commits.append(await unit.seal())
+            assert 1 == len(set(map(id, commits)))
+            await commits[0]
+
+    asyncio.run(scenario())
+
+
+def test_a_lost_transaction_is_told_to_everybody_in_it(tmp_path: Path) -> None:
+    """OR ROLLBACK is its own handler's failure; the others of the transaction run again."""
+
+    async def scenario() -> None:
+        async with open_sqlite_store(tmp_path / "s.db") as store:
+            await table(store)
+            innocent = store.unit()
+            await innocent.tx.execute("INSERT INTO seen VALUES ('a')")
+            durable = await innocent.seal()
+            guilty = store.unit()
+            with pytest.raises(sqlite3.IntegrityError):
+                await guilty.tx.execute("INSERT OR ROLLBACK INTO seen VALUES ('a')")
+            with pytest.raises(sqlite3.IntegrityError):
+                await guilty.seal()
+            with pytest.raises(TransactionLost):
+                await durable
+            async with transaction(store) as tx:
+                assert [] == await tx.fetchall("SELECT * FROM seen")
+
+    asyncio.run(scenario())
+
+
+def test_a_constraint_violation_undoes_its_statement_only(tmp_path: Path) -> None:
+    """A handler may catch it and go on."""
+
+    async def scenario() -> None:
+        async with open_sqlite_store(tmp_path / "s.db") as store:
+            await table(store)
+            async with transaction(store) as tx:
+                await tx.execute("INSERT INTO seen VALUES ('a')")
+                with pytest.raises(sqlite3.IntegrityError):
+                    await tx.execute("INSERT INTO seen VALUES ('a')")
+                await tx.execute("INSERT INTO seen VALUES ('b')")
+            async with transaction(store) as tx:
+                assert ["a", "b"] == [row["id"] for row in await tx.fetchall("SELECT id FROM seen ORDER BY id")]
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    "sql",
+    ["BEGIN", "commit", "  ROLLBACK", "/* x */ SAVEPOINT a", "-- x\nRELEASE a", ";END", "PRAGMA synchronous=OFF",
+     "ATTACH 'x' AS y", "VACUUM"],
+)  # fmt: skip
+def test_handlers_do_not_control_transactions(tmp_path: Path, sql: str) -> None:
+    """The unit begins, commits and rolls back."""
+
+    async def scenario() -> None:
+        async with open_sqlite_store(tmp_path / "s.db") as store:
+            unit = store.unit()
+            with pytest.raises(TransactionControl):
+                await unit.tx.execute(sql)
+            await unit.rollback()
+
+    asyncio.run(scenario())
+
+
+def test_a_late_thread_writes_nothing(tmp_path: Path) -> None:
+    """ST-19: after its unit has ended, a statement raises, whoever has the turn now."""
+
+    async def scenario() -> None:
+        async with open_sqlite_store(tmp_path / "s.db") as store:
+            await table(store)
+            unit = store.unit()
+            await unit.begin()
+            late = unit.sync_tx
+            late.execute("INSERT INTO seen VALUES ('early')")
+            await unit.rollback()
+            other = store.unit()
+            await other.tx.execute("INSERT INTO seen VALUES ('other')")
+            errors: list[BaseException] = []
+
+            def write() -> None:
+                try:
+                    late.execute("INSERT INTO seen VALUES ('late')")
+                except TransactionClosed as error:
+                    errors.append(error)
+
+            thread = threading.Thread(target=write)
+            thread.start()
+            thread.join()
+            assert 1 == len(errors)
+            await (await other.seal())
+            async with transaction(store) as tx:
+                assert ["other"] == [row[0] for row in await tx.fetchall("SELECT id FROM seen")]
+
+    asyncio.run(scenario())
+
+
+def test_two_first_statements_at_once_share_one_turn(tmp_path: Path) -> None:
+    """`asyncio.gather` inside a handler must not stand in line behind itself."""
+
+    async def scenario() -> None:
+        async with asyncio.timeout(5), open_sqlite_store(tmp_path / "s.db") as store:
+            await table(store)
+            async with transaction(store) as tx:
+                unit = store.adopt_tx(tx)
+                assert unit is not None
+            fresh = store.unit()
+            await asyncio.gather(*(fresh.tx.execute("INSERT INTO seen VALUES (?)", (str(n),)) for n in range(4)))
+            await (await fresh.seal())
+
+    asyncio.run(scenario())
+
+
+CHILD = """
+import asyncio, sys
+from tidewire import transaction
+from tidewire.chance import UUID7Ids
+from tidewire.model import Mark, Message, Topic
+from tidewire.stores.sqlite import open_sqlite_store
+
+async def main():
+    ids = UUID7Ids()
+    async with open_sqlite_store(sys.argv[1]) as store:
+        async with transaction(store) as tx:
+            await tx.execute("CREATE TABLE IF NOT EXISTS seen (id TEXT)")
+        while True:
+            batch = []
+            for _ in range(7):
+                name, unit = ids.event_id(), store.unit()
+                await unit.tx.execute("INSERT INTO seen VALUES (?)", (name,))
+                await store.inbox.mark(unit, Mark("g", "h", 0, "s", name), b"d")
+                await store.outbox.put(unit, [Message(Topic("t"), name, "s", None, {}, b"")])
+                batch.append((name, await unit.seal()))
+            for name, durable in batch:
+                await durable
+                print(name, flush=True)
+
+asyncio.run(main())
+"""
+
+
+def test_kill_9_leaves_all_of_a_unit_or_nothing(tmp_path: Path) -> None:
+    """ST-23: everything that was said to be durable is there; row, mark and event of a unit are never apart."""
+    path = tmp_path / "s.db"
+    said: set[str] = set()
+    for life in range(4):
+        child = subprocess.Popen([sys.executable, "-c", CHILD, str(path)], stdout=subprocess.PIPE, text=True)
+        assert child.stdout is not None
+        for _ in range(30 + 17 * life):
+            said.add(child.stdout.readline().strip())
+        child.send_signal(signal.SIGKILL)
+        said |= {line for line in child.stdout.read().split("\n") if len(line) == 36}
+        child.stdout.close()
+        child.wait()
+    connection = sqlite3.connect(path)
+    seen = {row[0] for row in connection.execute("SELECT id FROM seen")}
+    sent = {row[0] for row in connection.execute("SELECT id FROM tidewire_outbox")}
+    marked = {row[0].hex() for row in connection.execute("SELECT event_id FROM tidewire_mark")}
+    assert said <= seen
+    assert seen == sent
+    assert {name.replace("-", "") for name in seen} == marked
+    assert [("ok",)] == connection.execute("PRAGMA integrity_check").fetchall()
+    connection.close()
+
+
+def test_a_full_disk_stores_nothing_and_mends_itself(tmp_path: Path) -> None:
+    """SQ6: typed, nothing torn, and it goes on when there is room."""
+
+    async def scenario() -> None:
+        async with open_sqlite_store(tmp_path / "s.db") as store:
+            await table(store)
+            connection = store._turns.connection
+            (pages,) = connection.execute("PRAGMA page_count").fetchone()
+            connection.execute(f"PRAGMA max_page_count={pages + 2}")
+            with pytest.raises(StoreUnavailable):
+                async with transaction(store) as tx:
+                    await tx.execute("INSERT INTO seen VALUES (?)", ("x" * 100_000,))
+            connection.execute("PRAGMA max_page_count=100000")
+            async with transaction(store) as tx:
+                assert 0 == await tx.fetchval("SELECT count(*) FROM seen")
+                await tx.execute("INSERT INTO seen VALUES (?)", ("x" * 100_000,))
+
+    asyncio.run(scenario())
+
+
+def test_two_processes_share_a_file(tmp_path: Path) -> None:
+    """Workers of one service write one store; nobody's unit is lost."""
+    path = tmp_path / "s.db"
+    script = CHILD.replace("while True:", "for _ in range(20):")
+    children = [subprocess.Popen([sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE) for _ in range(2)]
+    said = [child.communicate(timeout=60)[0].split() for child in children]
+    assert [0, 0] == [child.returncode for child in children]
+    connection = sqlite3.connect(path)
+    assert sum(map(len, said)) == connection.execute("SELECT count(*) FROM seen").fetchone()[0] == 280
+    connection.close()
+
+
+def test_the_brokers_file_is_no_store(tmp_path: Path) -> None:
+    """Store and broker never share a file."""
+
+    async def scenario() -> None:
+        async with open_sqlite_transport(tmp_path / "b.db"):
+            pass
+        with pytest.raises(StoreRefused, match="belongs to another program"):
+            async with open_sqlite_store(tmp_path / "b.db"):
+                pass
+
+    asyncio.run(scenario())
+
+
+def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
+    """An old program does not touch a new file."""
+
+    async def scenario() -> None:
+        async with open_sqlite_store(tmp_path / "s.db"):
+            pass
+        connection = sqlite3.connect(tmp_path / "s.db")
+        connection.execute("PRAGMA user_version=99")
+        connection.close()
+        with pytest.raises(StoreRefused, match="schema version 99"):
+            async with open_sqlite_store(tmp_path / "s.db"):
+                pass
+
+    asyncio.run(scenario())
