@@ -25,7 +25,7 @@ __all__ = ["Relay"]
 
 _logger = logging.getLogger("tidewire.relay")
 _BATCH = 512
-_LEASE = timedelta(seconds=10)
+_LEASE_MAX = timedelta(seconds=10)
 _REFUSALS_MAX = 5
 
 
@@ -39,12 +39,14 @@ class Relay:
         transport: Transport,
         topology: Topology,
         owner: str,
+        lease: timedelta,
         parts: Parts,
     ) -> None:
         self._store = store
         self._transport = transport
         self._topology = topology
         self._owner = owner
+        self._lease_for = min(lease, _LEASE_MAX)
         self._clock = parts.clock
         self._jitter = parts.jitter
         self._observer = parts.observer
@@ -93,7 +95,7 @@ class Relay:
 
     async def _round(self, longest: timedelta) -> None:
         if not await self._lease():
-            await self._pause((_LEASE / 8).total_seconds())
+            await self._pause((self._lease_for / 8).total_seconds())
         elif not await self._publish_due():
             await self._wait(longest)
 
@@ -114,9 +116,9 @@ class Relay:
         now = self._clock.ticks()
         if now < self._leased_until:
             return True
-        if not await self._store.backlog.lease(self._owner, _LEASE):
+        if not await self._store.backlog.lease(self._owner, self._lease_for):
             return False
-        self._leased_until = now + int(_LEASE.total_seconds() * 5e8)
+        self._leased_until = now + int(self._lease_for.total_seconds() * 5e8)
         return True
 
     async def _publish_due(self) -> bool:

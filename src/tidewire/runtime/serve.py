@@ -165,7 +165,12 @@ class House:
         if self._store is None or not self._options.relay:
             return None
         return Relay(
-            store=self._store, transport=self._transport, topology=self.topology, owner=owner, parts=self._parts
+            store=self._store,
+            transport=self._transport,
+            topology=self.topology,
+            owner=owner,
+            lease=self._options.lease,
+            parts=self._parts,
         )
 
     def subscriber(
