@@ -27,6 +27,8 @@ _logger = logging.getLogger("tidewire.relay")
 _BATCH = 512
 _LEASE_MAX = timedelta(seconds=10)
 _REFUSALS_MAX = 5
+_DEDUP_WINDOW = timedelta(days=35)
+_PRUNE_EVERY, _PRUNE_ROWS = 10_000_000_000, 1_000
 
 
 class Relay:
@@ -53,6 +55,7 @@ class Relay:
         self._stopping = asyncio.Event()
         self._outages = 0
         self._leased_until = 0
+        self._prune_at = 0
         self._waiting: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
@@ -97,7 +100,16 @@ class Relay:
         if not await self._lease():
             await self._pause((self._lease_for / 8).total_seconds())
         elif not await self._publish_due():
+            await self._forget_old_marks()
             await self._wait(longest)
+
+    async def _forget_old_marks(self) -> None:
+        """Prune inbox marks beyond the dedup window, a bounded batch now and then: only the leaseholder does."""
+        now = self._clock.ticks()
+        if now >= self._prune_at:
+            self._prune_at = now + _PRUNE_EVERY
+            before = self._clock.now_us() - _DEDUP_WINDOW // timedelta(microseconds=1)
+            await self._store.inbox.prune(before, _PRUNE_ROWS)
 
     async def _wait(self, longest: timedelta) -> None:
         """Wait for rows, or for `stop`, which cancels this and nothing else."""
