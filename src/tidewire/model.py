@@ -129,7 +129,7 @@ class Envelope(msgspec.Struct, frozen=True):
     causationid: str | None = None
     traceparent: str | None = None
     tracestate: str | None = None
-    extensions: Mapping[str, str] = msgspec.field(default_factory=dict)
+    extensions: Mapping[str, str] = msgspec.field(default_factory=dict[str, str])
 
 
 # --- lanes ----------------------------------------------------------------------------------------------------
@@ -403,7 +403,7 @@ class Failure(msgspec.Struct, frozen=True):
     last_error: str = ""
     first_at: int = 0
     last_at: int = 0
-    counts: Mapping[str, int] = msgspec.field(default_factory=dict)
+    counts: Mapping[str, int] = msgspec.field(default_factory=dict[str, int])
 
 
 # --- what observers hear --------------------------------------------------------------------------------------

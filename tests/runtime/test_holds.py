@@ -71,6 +71,25 @@ def test_a_hold_that_lasts_too_long_is_moved_and_keeps_its_order(opened: Opened)
     asyncio.run(scenario())
 
 
+def test_many_successors_never_overtake_a_moved_head(opened: Opened) -> None:
+    """More of one key than a member may hold: the head comes back first, whatever came behind it meanwhile."""
+    service, seen = Service("billing", prefetch=4), list[int]()
+
+    @service.on(OrderPlaced, retry=Retry(attempts=9, first_delay=timedelta(milliseconds=60), factor=1.0))
+    async def take(order: OrderPlaced, context: Context) -> None:
+        if order.number % 10 == 1 and context.attempt < 3:
+            raise RuntimeError("not yet")
+        seen.append(order.number)
+
+    async def scenario() -> None:
+        async with opened() as world, world.running(service) as app:
+            await app.publisher.publish_all([OrderPlaced("a", number=n) for n in range(30)])
+            await world.until(lambda: len(seen) == 30, 20)
+            assert list(range(30)) == seen
+
+    asyncio.run(scenario())
+
+
 def test_a_full_book_of_held_keys_is_relieved(opened: Opened) -> None:
     """When everything a member holds waits behind failing keys, the longest held is moved and others get room."""
     service, seen = Service("billing", prefetch=4), list[str]()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, time
 from decimal import Decimal
 from operator import attrgetter
@@ -125,7 +125,7 @@ def _each(check: Check | None) -> Check | None:
 
 def _leaf(value: Any) -> str:
     """Return what is wrong with one number or time, or an empty string."""
-    kind = type(value)
+    kind: Any = type(value)
     if kind is int:
         return "" if _LOW <= value < _HIGH else " is an integer beyond 64 bits"
     if kind is float:
@@ -142,11 +142,14 @@ def first_unfaithful(value: Any, depth: int = 0) -> str:
     problem = _leaf(value)
     if problem or depth > 100 or value is None or isinstance(value, (str, bytes, int, float)):
         return problem
+    children: list[tuple[str, Any]]
     if isinstance(value, Mapping):
-        children = [(f"[{key!r}]", item) for key, item in value.items()]
-        children += [(f"[key {key!r}]", key) for key in value]
+        mapping: Mapping[Any, Any] = value
+        children = [(f"[{key!r}]", item) for key, item in mapping.items()]
+        children += [(f"[key {key!r}]", key) for key in mapping]
     elif isinstance(value, (list, tuple, set, frozenset)):
-        children = [(f"[{index}]", item) for index, item in enumerate(value)]
+        items: Iterable[Any] = value
+        children = [(f"[{index}]", item) for index, item in enumerate(items)]
     else:
         children = [(f".{name}", getattr(value, name, None)) for name in _names(value)]
     for path, child in children:

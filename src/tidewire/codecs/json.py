@@ -8,7 +8,7 @@ Unknown fields are ignored, so that a newer producer does no harm.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -19,7 +19,9 @@ from tidewire.errors import ConfigurationError, DecodeError
 __all__ = ["json_codec"]
 
 _DEPTH_MAX = 64
-_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"|([\[{])|([\]}])', re.DOTALL)
+# Possessive, and a text without an end reaches to the end: linear whatever the bytes.
+_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)|([\[{])|([\]}])', re.DOTALL)
+_NUL = re.compile(rb"(?<!\\)(?:\\\\)*+\\u0000")
 _ESCAPED_NUL = b"\\u0000"
 _PATH = re.compile(r" - at `(.*)`\Z")
 _CONTENT_TYPE = "application/json"
@@ -65,7 +67,7 @@ class JsonCodec:
             raise ConfigurationError(f"{self._name} cannot travel: it is nested too deeply or holds itself") from None
         except Exception as error:
             raise ConfigurationError(f"{self._name} cannot travel: {error}") from error
-        if _ESCAPED_NUL in body:
+        if _ESCAPED_NUL in body and _NUL.search(body):
             raise ConfigurationError(f"{self._name} cannot travel: a text holds the character NUL")
         if self._open and _too_deep(body):
             raise ConfigurationError(f"{self._name} cannot travel: nested deeper than {_DEPTH_MAX}")
@@ -77,7 +79,7 @@ class JsonCodec:
         Raises:
             DecodeError: and nothing else, whatever the bytes.
         """
-        if _ESCAPED_NUL in body:
+        if _ESCAPED_NUL in body and _NUL.search(body):
             raise DecodeError("a text holds the character NUL")
         if self._open and _too_deep(body):
             raise DecodeError(f"nested deeper than {_DEPTH_MAX}")
@@ -115,7 +117,7 @@ def json_codec(cls: type) -> JsonCodec:
 
 
 def _pydantic_codec(cls: Any) -> JsonCodec:
-    config = getattr(cls, "model_config", None) or getattr(cls, "__pydantic_config__", None) or {}
+    config: Any = getattr(cls, "model_config", None) or getattr(cls, "__pydantic_config__", None) or {}
     if "bytes" in _core_types(cls.__pydantic_core_schema__) and (
         config.get("ser_json_bytes") != "base64" or config.get("val_json_bytes") != "base64"
     ):
@@ -135,7 +137,7 @@ def _pydantic_codec(cls: Any) -> JsonCodec:
 def _core_types(schema: Any) -> set[str]:
     """Return every ``type`` in a pydantic core schema."""
     found: set[str] = set()
-    todo = [schema]
+    todo: list[Any] = [schema]
     seen: set[int] = set()
     while todo:
         node = todo.pop()
@@ -143,11 +145,13 @@ def _core_types(schema: Any) -> set[str]:
             continue
         seen.add(id(node))
         if isinstance(node, dict):
-            if isinstance(node.get("type"), str):
-                found.add(node["type"])
-            todo.extend(node.values())
+            fields: dict[str, Any] = node
+            if isinstance(fields.get("type"), str):
+                found.add(fields["type"])
+            todo.extend(fields.values())
         elif isinstance(node, (list, tuple)):
-            todo.extend(node)
+            items: Sequence[Any] = node
+            todo.extend(items)
     return found
 
 

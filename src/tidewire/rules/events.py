@@ -115,11 +115,12 @@ def definition_of(cls: type) -> EventType:
 
 def _as_model(cls: C) -> C:
     """Return *cls* if it is a model of its own, else a frozen, slotted dataclass made of it."""
-    if not isinstance(cls, type):
+    given: Any = cls
+    if not isinstance(given, type):
         raise ConfigurationError(f"@event goes above a class, not above {cls!r}")
     own = vars(cls)
     taken = (
-        issubclass(cls, msgspec.Struct)
+        issubclass(given, msgspec.Struct)
         or "__pydantic_validator__" in own
         or "__attrs_attrs__" in own
         or "__dataclass_fields__" in own
@@ -127,14 +128,14 @@ def _as_model(cls: C) -> C:
     if taken:
         return cls
     try:
-        made: Any = dataclasses.dataclass(frozen=True, slots=True)(cls)
+        made: Any = dataclasses.dataclass(frozen=True, slots=True)(given)
     except TypeError as error:
         raise ConfigurationError(f"@event on {cls.__qualname__}: {error}") from error
     result: C = made
     return result
 
 
-def _type_problems(type_: str, version: int) -> list[str]:
+def _type_problems(type_: Any, version: Any) -> list[str]:
     problems: list[str] = []
     if not isinstance(type_, str) or not _TYPE.match(type_) or len(type_) > _TYPE_MAX:
         problems.append(f"its type {type_!r} is not dotted lower-case words like 'shop.order.placed'")

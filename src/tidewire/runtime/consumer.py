@@ -332,7 +332,7 @@ class Consumer:
         now = self._loop.time()
         seconds = outcome.delay.total_seconds()
         if work.key is None:
-            self._postpone(work, outcome.delay)
+            self._postpone(work, self._due_after(outcome.delay))
             return
         work.held_since = work.held_since or now
         longest = self._limits.max_hold.total_seconds()
@@ -350,21 +350,26 @@ class Consumer:
         if self._schedule.resume(work):
             self._workers.wake()
 
-    def _postpone(self, work: Work, delay: timedelta) -> None:
-        """Send *work* through the inbox channel; nothing waits for it."""
-        due = self._clock.now_us() + delay // timedelta(microseconds=1)
+    def _due_after(self, delay: timedelta) -> int:
+        return self._clock.now_us() + delay // timedelta(microseconds=1)
+
+    def _postpone(self, work: Work, due: int) -> None:
+        """Send *work* through the inbox channel, to come back when it is due."""
         message = retried(work.delivery, group=self._group, failure=work.failure, not_before=due)
         self._settler.move(work, [message])
 
     async def _move_key(self, work: Work, delay: timedelta) -> None:
-        """A hold that has become too long: note it, then send the event through the inbox channel."""
-        due = self._clock.now_us() + delay // timedelta(microseconds=1)
+        """A hold that has become too long: note it, then send the event through the inbox channel.
+
+        Both say the same time: what follows it gets the head's own, and must not come before it.
+        """
+        due = self._due_after(delay)
         try:
             await self._holds.note(work, "inbox", due)
         except StoreUnavailable as error:
             self._unavailable(work, error)
             return
-        self._postpone(work, delay)
+        self._postpone(work, due)
 
     async def _give_up(self, work: Work, verdict: DeadLetter, *, hold: bool) -> None:
         """Make a dead letter of *work*; with *hold*, what follows of its key waits with it."""

@@ -23,14 +23,14 @@ class Emitter:
     def __init__(self) -> None:
         self._listeners: dict[Hashable, list[tuple[Listener, bool]]] = {}
 
-    def on(self, name: Hashable, listener: F | None = None) -> Any:
+    def on(self, name: Hashable, listener: Listener | None = None) -> Any:
         """Call *listener* at every `emit` of *name*, in the order of registration; without it, a decorator.
 
         A listener may be ``def`` or ``async def``; registering it twice calls it twice.
         """
         return self._add(name, listener, once=False)
 
-    def once(self, name: Hashable, listener: F | None = None) -> Any:
+    def once(self, name: Hashable, listener: Listener | None = None) -> Any:
         """As `on`, for the next `emit` only: it is removed before it is called."""
         return self._add(name, listener, once=True)
 
@@ -81,7 +81,7 @@ class Emitter:
         finally:
             self.off(name, take)
 
-    def _add(self, name: Hashable, listener: F | None, *, once: bool) -> Any:
+    def _add(self, name: Hashable, listener: Listener | None, *, once: bool) -> Any:
         def register(function: F) -> F:
             self._listeners.setdefault(name, []).append((function, once))
             return function

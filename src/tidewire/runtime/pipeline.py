@@ -251,7 +251,7 @@ class Pipeline:
         return message.id
 
     async def _publish_returned(self, context: Context[Any], returned: Any, bound: Bound) -> None:
-        events = returned if isinstance(returned, (list, tuple)) else (returned,)
+        events: Sequence[Any] = returned if isinstance(returned, (list, tuple)) else (returned,)
         for event in events:
             try:
                 await self._publish(context, event, timedelta(0))

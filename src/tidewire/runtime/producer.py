@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from typing import Any
@@ -190,7 +190,7 @@ def _refusal(message: Message, receipt: Receipt) -> PublishRejected | PublishUnk
 
 
 @asynccontextmanager
-async def transaction(store: Store) -> AsyncIterator[Any]:
+async def transaction(store: Store) -> AsyncGenerator[Any]:
     """Open a transaction of *store* for code outside a handler (an HTTP route, a script) and yield its ``tx``.
 
     On leaving, it is committed and durable; an exception rolls it back and rises. Events published with

@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 
 import msgspec
 
+from tidewire.errors import first_error
 from tidewire.model import Subscription
 from tidewire.protocols import Receiver, Store, Transport
 from tidewire.runtime.consumer import Consumer, Limits
@@ -25,7 +26,7 @@ from tidewire.runtime.plan import compile_plan
 from tidewire.runtime.producer import Publisher
 from tidewire.runtime.relay import Relay
 from tidewire.runtime.service import Ordering, Service
-from tidewire.runtime.subscriber import Health, Subscriber, first_of
+from tidewire.runtime.subscriber import Health, Subscriber
 from tidewire.runtime.topology import Topology
 
 __all__ = ["Options", "Running", "open_publisher", "running", "serve_until_signal"]
@@ -84,7 +85,7 @@ async def running(
     store: Store | None = None,
     options: Options | None = None,
     parts: Parts | None = None,
-) -> AsyncIterator[Running]:
+) -> AsyncGenerator[Running]:
     """Run *service* while the block lasts; it has joined its group when the block begins.
 
     Leaving drains: what runs may end within ``options.grace``, is settled and its events are published; what does
@@ -134,7 +135,7 @@ async def open_publisher(
     store: Store | None = None,
     options: Options | None = None,
     parts: Parts | None = None,
-) -> AsyncIterator[Publisher]:
+) -> AsyncGenerator[Publisher]:
     """Open a publisher for a process that handles no events (a web application, a script).
 
     *source* is the CloudEvents source of what it publishes. With a *store* its outbox is relayed while the block
@@ -221,7 +222,7 @@ class House:
 @asynccontextmanager
 async def _live(
     app: Running, subscribers: Sequence[Subscriber], relay: Relay | None, options: Options
-) -> AsyncIterator[None]:
+) -> AsyncGenerator[None]:
     """Run the tasks of *app* around the block, and stop them in order after it.
 
     What the block raises, rises as it is; a task of ours that cannot go on ends the block and rises instead.
@@ -247,7 +248,7 @@ async def _live(
                 await relay.flush(options.grace)
             _logger.info("tidewire.service.drained", extra={"service": app.service.name})
     except BaseExceptionGroup as group:
-        raise first_of(group) from None
+        raise first_error(group) from None
     if raised is not None:
         raise raised
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
 from typing import Any, Literal, TypeAlias, TypeVar
@@ -26,7 +26,7 @@ Middleware: TypeAlias = Callable[[Handle], Handle]
 Ordering: TypeAlias = Literal["key", "none"]
 OnDeadLetter: TypeAlias = Literal["hold_key", "continue"]
 Resources: TypeAlias = Mapping[str, Any]
-Lifespan: TypeAlias = Callable[["Service"], AsyncIterator[Resources]]
+Lifespan: TypeAlias = Callable[["Service"], AsyncGenerator[Resources, None]]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -181,5 +181,5 @@ def _takes_context(function: Callable[..., Any], service: str) -> bool:
 
 
 @asynccontextmanager
-async def _nothing() -> AsyncIterator[Resources]:
+async def _nothing() -> AsyncGenerator[Resources]:
     yield {}

@@ -12,13 +12,13 @@ from typing import Protocol, runtime_checkable
 import msgspec
 
 from tidewire.chance import Jitter
-from tidewire.errors import ConfigurationError, TransportRefused, TransportUnavailable
+from tidewire.errors import ConfigurationError, TransportRefused, TransportUnavailable, first_error
 from tidewire.model import Stats, Subscription
 from tidewire.protocols import Receiver, Transport
 from tidewire.rules.retry import outage_delay
 from tidewire.runtime.consumer import Consumer
 
-__all__ = ["Health", "Subscriber", "first_of"]
+__all__ = ["Health", "Subscriber"]
 
 _logger = logging.getLogger("tidewire.consumer")
 
@@ -79,9 +79,9 @@ class Subscriber:
             try:
                 await self._membership()
             except* (ConfigurationError, TransportRefused) as group:
-                raise first_of(group) from None
+                raise first_error(group) from None
             except* Exception as group:  # an outage, or a defect of ours: counted, told, and begun anew
-                self._note_failure(first_of(group))
+                self._note_failure(first_error(group))
             if not self._stopping.is_set():
                 await self._back_off()
 
@@ -177,11 +177,3 @@ class Subscriber:
                 await self._stopping.wait()
         except TimeoutError:
             return
-
-
-def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """Return the first error inside a group of groups: the one that ended the others."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

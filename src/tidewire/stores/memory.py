@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any, Literal
@@ -377,7 +377,7 @@ class MemoryLanes:
 
 
 @asynccontextmanager
-async def open_memory_store(*, clock: Clock | None = None) -> AsyncIterator[MemoryStore]:
+async def open_memory_store(*, clock: Clock | None = None) -> AsyncGenerator[MemoryStore]:
     """Open an empty store that is gone on leaving."""
     yield MemoryStore(clock or SystemClock())
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 from tidewire.chance import UUID7Ids
@@ -114,7 +114,7 @@ async def serve_door(door: Door, port: int, stopped: asyncio.Event) -> None:
         """Leaves signals to the service it belongs to."""
 
         @contextlib.contextmanager
-        def capture_signals(self) -> Iterator[None]:
+        def capture_signals(self) -> Generator[None]:
             yield
 
     server = Server(config)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
 from tidewire.model import Delivery, Guard, LaneEvent, Mark, Message, Move, Receipt, Release, Settlement, Subscription
-from tidewire.protocols import Receiver, Store, Transport, Unit
+from tidewire.protocols import Receiver, Unit
 
 __all__ = ["PLANTS", "plant"]
 
@@ -17,7 +17,7 @@ _LATE = 0.05
 PLANTS = ("ack-before-commit", "publish-before-commit", "no-inbox")
 
 
-def plant(defect: str, transport: Any, store: Any) -> tuple[Transport, Store]:
+def plant(defect: str, transport: Any, store: Any) -> tuple[Any, Any]:
     """Return *transport* and *store* with *defect* in one of them."""
     if defect == "ack-before-commit":
         return AcksFirst(transport), store
@@ -45,9 +45,10 @@ class AcksFirst(Wrapped):
         """Join as always, with a receiver that acks first."""
 
         @asynccontextmanager
-        async def joined() -> AsyncIterator[Receiver]:
+        async def joined() -> AsyncGenerator[Receiver]:
             async with self.inner.subscribe(subscription) as receiver:
-                yield AckingReceiver(receiver, self.inner)
+                acking: Any = AckingReceiver(receiver, self.inner)
+                yield acking
 
         return joined()
 
@@ -106,7 +107,8 @@ class ForgetsMarks(Wrapped):
 
     def unit(self, guard: Guard | None = None, *, label: str = "") -> Unit:
         """Return a unit whose commit is acked late, so that a crash in between is likely."""
-        return LateUnit(self.inner.unit(guard, label=label))
+        late: Unit = LateUnit(self.inner.unit(guard, label=label))  # type: ignore[assignment]
+        return late
 
 
 class NoInbox(Wrapped):

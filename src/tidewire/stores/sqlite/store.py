@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,7 @@ class SqliteStore:
 
 
 @asynccontextmanager
-async def open_sqlite_store(path: Path | str, *, clock: Clock | None = None) -> AsyncIterator[SqliteStore]:
+async def open_sqlite_store(path: Path | str, *, clock: Clock | None = None) -> AsyncGenerator[SqliteStore]:
     """Open the store at *path*, creating or upgrading its tables, and close it on leaving.
 
     Leaving waits for the units that have begun. The user's own tables are the user's to create.

@@ -76,7 +76,7 @@ class SqliteUnit:
         self._since = 0.0
         self._spent = 0.0
         self._beginning: asyncio.Future[None] | None = None
-        self._poison: BaseException | None = None
+        self._poison: Exception | None = None
         self._tx: SqliteTx | None = None
         self._sync: SyncSqliteTx | None = None
         self._lock: threading.Lock | None = None
@@ -250,7 +250,7 @@ class SqliteUnit:
         code = getattr(error, "sqlite_errorcode", 0) or 0
         if code & 0xFF in _INFRASTRUCTURE or is_full(error) or is_failed_sync(error):
             self._poison = typed_error(error, self.turns.file.what, self.turns.file.kind.errors)
-            return self._poison if isinstance(self._poison, Exception) else error
+            return self._poison
         return error
 
     def _owned(self, guard: Guard, shared: Shared) -> bool:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 
 import msgspec
 
-from tidewire.errors import TransportError, TransportUnavailable
+from tidewire.errors import TransportError, TransportUnavailable, first_error
 from tidewire.model import LaneEvent, Subscription
 from tidewire.transports.sqlite.lanes import Lane, extend, take, wanted
 from tidewire.transports.sqlite.log import TopicRow
@@ -26,7 +26,7 @@ _logger = logging.getLogger("tidewire.sqlite")
 @asynccontextmanager
 async def joined(
     shared: Shared, subscription: Subscription, subs: Sequence[tuple[int, TopicRow]]
-) -> AsyncIterator[SqliteReceiver]:
+) -> AsyncGenerator[SqliteReceiver]:
     """Be a member of the group while the block lasts."""
     receiver = SqliteReceiver(shared, subscription, subs)
     membership = Membership(shared, receiver)
@@ -40,7 +40,7 @@ async def joined(
                 balancing.cancel()
                 await membership.wait_for_settles()
     except BaseExceptionGroup as group:
-        raise _first(group) from None
+        raise first_error(group) from None
     finally:
         await asyncio.shield(membership.leave())
 
@@ -209,10 +209,3 @@ class Membership:
 
     def _until(self) -> int:
         return self._shared.clock.ticks() + self._lease
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -17,7 +17,7 @@ from tidewire.model import Capabilities, Change, GroupSpec, Message, Receipt, Su
 from tidewire.protocols import Clock, Receiver
 from tidewire.rules.names import check_name
 from tidewire.transports.sqlite.inspector import SqliteInspector
-from tidewire.transports.sqlite.log import MESSAGE_BYTES_MAX, Store, validated
+from tidewire.transports.sqlite.log import MESSAGE_BYTES_MAX, Store, TopicRow, validated
 from tidewire.transports.sqlite.membership import joined
 from tidewire.transports.sqlite.provisioning import provision_all
 from tidewire.transports.sqlite.retention import sweep
@@ -95,7 +95,7 @@ class SqliteTransport(SqliteInspector):
         return self._subscribed(subscription)
 
     @asynccontextmanager
-    async def _subscribed(self, subscription: Subscription) -> AsyncIterator[Receiver]:
+    async def _subscribed(self, subscription: Subscription) -> AsyncGenerator[Receiver]:
         self._check_open()
         check_name(subscription.group, "group")
         unknown = [name for name in subscription.topics if self._shared.names.topic(name) is None]
@@ -106,7 +106,7 @@ class SqliteTransport(SqliteInspector):
             )
         spec = GroupSpec(subscription.group, subscription.topics, subscription.start)
         await provision_all(self._shared, (), [spec], dry_run=False)
-        subs = []
+        subs: list[tuple[int, TopicRow]] = []
         for name in subscription.topics:
             topic, sub = self._shared.names.topic(name), self._shared.names.sub(subscription.group, name)
             assert topic is not None
@@ -124,7 +124,7 @@ class SqliteTransport(SqliteInspector):
 @asynccontextmanager
 async def open_sqlite_transport(
     path: Path | str, *, clock: Clock | None = None, ids: Ids | None = None
-) -> AsyncIterator[SqliteTransport]:
+) -> AsyncGenerator[SqliteTransport]:
     """Open the embedded broker at *path*, creating the file where it is missing, and close it on leaving.
 
     Raises:
