@@ -56,7 +56,6 @@ __all__ = [
     "TransportError",
     "TransportRefused",
     "TransportUnavailable",
-    "first_error",
 ]
 
 
@@ -172,9 +171,3 @@ class RetryAfter(HandlerVerdict):
     def __init__(self, delay: timedelta, message: str = "the handler asked for a retry") -> None:
         super().__init__(message)
         self.delay = delay
-
-
-def first_error(error: BaseException) -> BaseException:
-    """Return the first error inside a group of groups, the one that ended the others; *error* itself if it is none."""
-    inside: tuple[BaseException, ...] = getattr(error, "exceptions", ())
-    return first_error(inside[0]) if isinstance(error, BaseExceptionGroup) and inside else error

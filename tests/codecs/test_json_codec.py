@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import math
+import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -236,3 +238,28 @@ def test_a_type_that_json_cannot_carry_is_refused_when_the_codec_is_made() -> No
 
     with pytest.raises(ConfigurationError, match="Odd has a field"):
         json_codec(Odd)
+
+
+def test_a_backslash_before_u0000_is_text() -> None:
+    """Only the escape is the character NUL; a path such as ``C:\\u0000`` is not."""
+    codec = json_codec(Part)
+    part = Part("C:\\u0000", Decimal(1))
+    assert part == codec.decode(codec.encode(part))
+    with pytest.raises(DecodeError, match="NUL"):
+        codec.decode(b'{"name":"\\u0000","price":"1"}')
+
+
+@pytest.mark.parametrize("part", [b'"[\\"",', b'["\\', b'"', b"[],", b'\\"['])
+def test_looking_for_depth_takes_linear_time(part: bytes) -> None:
+    """Ten times the brackets and quotes take about ten times as long, not a hundred times."""
+    codec = json_codec(Loose)
+
+    def seconds(count: int) -> float:
+        body = b'{"anything":[[[' + b"[]," * 600 + part * count
+        started = time.process_time()
+        with contextlib.suppress(DecodeError):
+            codec.decode(body)
+        return time.process_time() - started
+
+    seconds(1_000)
+    assert min(seconds(200_000) for _ in range(3)) < 40 * max(min(seconds(20_000) for _ in range(3)), 0.001)

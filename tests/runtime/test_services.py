@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import threading
 import traceback
@@ -14,6 +15,7 @@ import pytest
 from runtime_world import Opened, OrderPlaced, PageViewed, PaymentTaken
 
 from tidewire import ConfigurationError, Context, Options, Retry, RetryAfter, Service, SyncContext, domain_event
+from tidewire.errors import StoreError, StoreRefused, StoreUnavailable
 from tidewire.transports.memory import open_memory_transport
 
 QUICK = Retry(attempts=3, first_delay=timedelta(milliseconds=5), factor=1.0)
@@ -367,5 +369,31 @@ def test_a_topic_that_must_exist_is_verified(opened: Opened) -> None:
             with pytest.raises(ConfigurationError, match=r"shop\.order.* does not exist"):
                 async with world.running(service):
                     pass
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("down", [StoreUnavailable, StoreRefused])
+def test_a_store_that_fails_in_a_handler_is_nobodys_failure(opened: Opened, down: type[StoreError]) -> None:
+    """Unavailable: wait and run it again. Refused: the service ends with the error. Neither makes a dead letter."""
+    service, calls = Service("billing"), list[int]()
+
+    @service.on(OrderPlaced, retry=Retry(attempts=1))
+    async def take(order: OrderPlaced) -> None:
+        calls.append(1)
+        if len(calls) == 1:
+            raise down("the file is damaged")
+
+    async def scenario() -> None:
+        async with opened() as world:
+            with pytest.raises(StoreRefused) if down is StoreRefused else contextlib.nullcontext():
+                async with world.running(service) as running:
+                    await running.publisher.publish(OrderPlaced("1"))
+                    await world.until(lambda: len(calls) == 2)
+            assert [] == await world.dead("shop.order", "billing")
+            if down is StoreRefused:
+                assert 1 == len(calls)
+                async with world.running(service):
+                    await world.until(lambda: len(calls) == 2)
 
     asyncio.run(scenario())

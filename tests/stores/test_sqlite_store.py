@@ -21,6 +21,7 @@ from tidewire.errors import (
     TransactionControl,
     TransactionLost,
 )
+from tidewire.model import Mark, Message, Topic
 from tidewire.stores.sqlite import open_sqlite_store
 from tidewire.transports.sqlite import open_sqlite_transport
 
@@ -88,8 +89,8 @@ def test_a_constraint_violation_undoes_its_statement_only(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     "sql",
-    ["BEGIN", "commit", "  ROLLBACK", "/* x */ SAVEPOINT a", "-- x\nRELEASE a", ";END", "PRAGMA synchronous=OFF",
-     "ATTACH 'x' AS y", "VACUUM"],
+    ["BEGIN", "commit", "  ROLLBACK", "/* x */ SAVEPOINT a", "-- x\nRELEASE a", ";END", "\ufeffCOMMIT",
+     "PRAGMA synchronous=OFF", "ATTACH 'x' AS y", "VACUUM"],
 )  # fmt: skip
 def test_handlers_do_not_control_transactions(tmp_path: Path, sql: str) -> None:
     """The unit begins, commits and rolls back."""
@@ -261,5 +262,58 @@ def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
         with pytest.raises(StoreRefused, match="schema version 99"):
             async with open_sqlite_store(tmp_path / "s.db"):
                 pass
+
+    asyncio.run(scenario())
+
+
+def test_a_unit_of_another_store_is_refused(tmp_path: Path) -> None:
+    """Effect and mark in two databases are no exactly-once effect."""
+
+    async def scenario() -> None:
+        async with open_sqlite_store(tmp_path / "a.db") as one, open_sqlite_store(tmp_path / "b.db") as other:
+            unit = other.unit()
+            with pytest.raises(TypeError, match="not a unit of this store"):
+                await one.inbox.mark(unit, Mark("g", "h", 0, "s", "1"), b"d")
+            with pytest.raises(TypeError, match="not a unit of this store"):
+                await one.outbox.put(unit, [Message(Topic("t"), "1", "s", None, {}, b"")])
+
+    asyncio.run(scenario())
+
+
+def test_a_lock_of_another_program_does_not_stop_the_loop(tmp_path: Path) -> None:
+    """A shell with an open transaction holds up writers, never the event loop; then it goes on."""
+
+    async def scenario() -> None:
+        async with open_sqlite_store(tmp_path / "s.db") as store:
+            await table(store)
+            shell = sqlite3.connect(tmp_path / "s.db", isolation_level=None)
+            shell.execute("BEGIN IMMEDIATE")
+            unit = store.unit()
+            writing = asyncio.create_task(unit.tx.execute("INSERT INTO seen VALUES ('a')"))
+            loop = asyncio.get_running_loop()
+            longest, last = 0.0, loop.time()
+            for _ in range(30):
+                await asyncio.sleep(0.01)
+                longest, last = max(longest, loop.time() - last), loop.time()
+            assert not writing.done()
+            shell.execute("COMMIT")
+            shell.close()
+            await writing
+            await (await unit.seal())
+            assert longest < 1.0  # the lock would have been waited for on the loop, for seconds
+
+    asyncio.run(scenario())
+
+
+def test_a_log_of_large_rows_is_copied_too(tmp_path: Path) -> None:
+    """The log file stays bounded whatever the size of the rows."""
+
+    async def scenario() -> None:
+        async with open_sqlite_store(tmp_path / "s.db") as store:
+            await table(store)
+            for number in range(100):
+                async with transaction(store) as tx:
+                    await tx.execute("INSERT INTO seen VALUES (?)", (f"{number}" + "x" * 300_000,))
+            assert (tmp_path / "s.db-wal").stat().st_size < 12 << 20
 
     asyncio.run(scenario())

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, time
 from decimal import Decimal
 from operator import attrgetter
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -125,7 +125,7 @@ def _each(check: Check | None) -> Check | None:
 
 def _leaf(value: Any) -> str:
     """Return what is wrong with one number or time, or an empty string."""
-    kind: Any = type(value)
+    kind = cast("object", type(value))
     if kind is int:
         return "" if _LOW <= value < _HIGH else " is an integer beyond 64 bits"
     if kind is float:
@@ -144,11 +144,11 @@ def first_unfaithful(value: Any, depth: int = 0) -> str:
         return problem
     children: list[tuple[str, Any]]
     if isinstance(value, Mapping):
-        mapping: Mapping[Any, Any] = value
+        mapping = cast("Mapping[object, object]", value)
         children = [(f"[{key!r}]", item) for key, item in mapping.items()]
         children += [(f"[key {key!r}]", key) for key in mapping]
     elif isinstance(value, (list, tuple, set, frozenset)):
-        items: Iterable[Any] = value
+        items = cast("Iterable[Any]", value)
         children = [(f"[{index}]", item) for index, item in enumerate(items)]
     else:
         children = [(f".{name}", getattr(value, name, None)) for name in _names(value)]
@@ -160,12 +160,13 @@ def first_unfaithful(value: Any, depth: int = 0) -> str:
 
 
 def _names(value: Any) -> list[str]:
-    if dataclasses.is_dataclass(value):
-        return [field.name for field in dataclasses.fields(value)]
+    kind = cast("Any", type(value))
+    if hasattr(kind, "__dataclass_fields__"):
+        return [field.name for field in dataclasses.fields(kind)]
     if isinstance(value, msgspec.Struct):
         return list(value.__struct_fields__)
     for attribute in ("__pydantic_fields__", "__attrs_attrs__"):
-        fields = getattr(type(value), attribute, None)
+        fields = getattr(kind, attribute, None)
         if fields is not None:
             return [getattr(field, "name", field) for field in fields]
     return []

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
@@ -145,13 +145,12 @@ def _core_types(schema: Any) -> set[str]:
             continue
         seen.add(id(node))
         if isinstance(node, dict):
-            fields: dict[str, Any] = node
+            fields = cast("dict[str, Any]", node)
             if isinstance(fields.get("type"), str):
                 found.add(fields["type"])
             todo.extend(fields.values())
         elif isinstance(node, (list, tuple)):
-            items: Sequence[Any] = node
-            todo.extend(items)
+            todo.extend(cast("Sequence[Any]", node))
     return found
 
 

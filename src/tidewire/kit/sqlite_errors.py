@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
 from types import TracebackType
 from typing import NamedTuple
 
 from tidewire.errors import TidewireError
 
-__all__ = ["FileErrors", "Mapped", "is_failed_sync", "is_full", "old_version", "typed_error"]
+__all__ = ["FileErrors", "Mapped", "failed_sync", "is_failed_sync", "is_full", "old_version", "typed_error"]
 
 
 class FileErrors(NamedTuple):
@@ -42,16 +43,12 @@ _OTHERWISE = (False, "was refused a statement", "the file was changed by another
 
 
 class Mapped:
-    """A context manager that lets no `sqlite3.Error` out: each becomes one of *errors*, as the table says.
+    """A context manager that lets no `sqlite3.Error` out: each becomes what *typed* makes of it."""
 
-    *what* begins the message and names the file: ``broker /var/lib/shop/broker.db``.
-    """
+    __slots__ = ("_typed",)
 
-    __slots__ = ("_errors", "_what")
-
-    def __init__(self, what: str, errors: FileErrors) -> None:
-        self._what = what
-        self._errors = errors
+    def __init__(self, typed: Callable[[sqlite3.Error], TidewireError]) -> None:
+        self._typed = typed
 
     def __enter__(self) -> None:
         return None
@@ -60,14 +57,16 @@ class Mapped:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if isinstance(error, sqlite3.Error):
-            raise typed_error(error, self._what, self._errors) from error
+            raise self._typed(error) from error
 
 
 def typed_error(error: sqlite3.Error, what: str, errors: FileErrors) -> TidewireError:
-    """Return the typed error that says what *error* means for the file named by *what*."""
+    """Return the typed error that says what *error* means for the file that *what* names: ``broker /var/shop.db``."""
     code = getattr(error, "sqlite_errorcode", None)
     if code is None and isinstance(error, sqlite3.ProgrammingError):
         return errors.closed(f"{what} is closed")
+    if is_failed_sync(error):
+        return failed_sync(what, errors)
     curable, meaning, hint = _TABLE.get((code or 0) & 0xFF, _OTHERWISE)
     name = getattr(error, "sqlite_errorname", type(error).__name__)
     return (errors.unavailable if curable else errors.refused)(f"{what} {meaning} ({name}: {error})", hint=hint)
@@ -78,6 +77,14 @@ def is_full(error: BaseException | None) -> bool:
     code = getattr(error, "sqlite_errorcode", 0)
     # A write past RLIMIT_FSIZE or a quota ends as IOERR_WRITE, not as FULL.
     return code & 0xFF == sqlite3.SQLITE_FULL or code == sqlite3.SQLITE_IOERR_WRITE
+
+
+def failed_sync(what: str, errors: FileErrors) -> TidewireError:
+    """Return the error that ends the use of a file in this process: the kernel may have dropped what it held."""
+    return errors.refused(
+        f"{what}: a sync to the disk failed; what the disk holds is known only after opening the file anew",
+        hint="look at the disk (dmesg), then start the process again",
+    )
 
 
 def is_failed_sync(error: BaseException | None) -> bool:

@@ -24,7 +24,7 @@ from urllib.parse import quote
 from tidewire.errors import TidewireError
 from tidewire.kit.flock import WriteTurn
 from tidewire.kit.mounts import file_system, is_network
-from tidewire.kit.sqlite_errors import FileErrors, Mapped, old_version
+from tidewire.kit.sqlite_errors import FileErrors, Mapped, failed_sync, is_failed_sync, old_version, typed_error
 
 __all__ = ["FileKind", "SqliteFile", "open_sqlite_file"]
 
@@ -54,17 +54,27 @@ class SqliteFile:
         self.kind = kind
         self.turn = turn
         self.what = f"{kind.noun} {path}"
-        self.mapped = Mapped(self.what, kind.errors)
+        self.mapped = Mapped(self.typed)
         self._process = os.getpid()
         self._written = 0
         self._closed = False
+        self._failed_sync = False
+        self._log_size = 0
 
-    def check_process(self) -> None:
-        """Raise the *closed* error in a forked child: a connection does not survive ``fork``."""
+    def check_usable(self) -> None:
+        """Raise the *closed* error in a forked child (a connection does not survive ``fork``), and the *refused* one
+        after a failed sync: the next one may succeed although data of the failed one is gone."""
         if os.getpid() != self._process:
             raise self.kind.errors.closed(
                 f"{self.what} was opened before fork()", hint="open it in the process that uses it"
             )
+        if self._failed_sync:
+            raise failed_sync(self.what, self.kind.errors)
+
+    def typed(self, error: sqlite3.Error) -> TidewireError:
+        """Return the typed error for *error*; a failed sync is remembered."""
+        self._failed_sync = self._failed_sync or is_failed_sync(error)
+        return typed_error(error, self.what, self.kind.errors)
 
     def connect(self, *, read_only: bool = False, cache_bytes: int = 8 << 20) -> sqlite3.Connection:
         """Return a new connection in autocommit mode, usable by any one thread at a time; the caller closes it.
@@ -74,7 +84,7 @@ class SqliteFile:
         Raises:
             The *unavailable* and *refused* errors of the file's kind.
         """
-        self.check_process()
+        self.check_usable()
         with self.mapped:
             connection = _connect(self.path, "ro" if read_only else "rw")
             try:
@@ -86,7 +96,7 @@ class SqliteFile:
 
     def close_connection(self, connection: sqlite3.Connection) -> None:
         """Close *connection* inside the turn: the last one to close checkpoints."""
-        self.check_process()
+        self.check_usable()
         got = self.turn.acquire(timedelta(seconds=5))
         try:
             with self.mapped:
@@ -102,7 +112,7 @@ class SqliteFile:
         Raises:
             The *unavailable* error: another process kept the turn for *longest*.
         """
-        self.check_process()
+        self.check_usable()
         if not self.turn.acquire(longest):
             raise self.kind.errors.unavailable(
                 f"{self.what}: another process has been writing for {longest.total_seconds():g} s",
@@ -113,23 +123,31 @@ class SqliteFile:
         finally:
             self.turn.release()
 
-    def committed(self, connection: sqlite3.Connection, *, size: int, every: int = 4 << 20) -> None:
-        """Note a commit of about *size* bytes; after *every* bytes copy the log into the file. Inside the turn."""
+    def committed(self, connection: sqlite3.Connection, *, size: int) -> None:
+        """Note a commit of about *size* bytes; after 4 MiB copy the log into the file. Inside the turn.
+
+        The size is a guess, so a log that has outgrown what SQLite keeps of it by as much is copied as well.
+        """
         self._written += size
-        if self._written >= every:
+        log_size = self._size_of_log()
+        self._log_size = min(self._log_size, log_size)
+        if self._written >= _LOG_BYTES or log_size >= max(self._log_size, _LOG_BYTES) + _LOG_BYTES:
             self._written = 0
             connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+            self._log_size = log_size
+
+    def _size_of_log(self) -> int:
+        try:
+            return os.stat(f"{self.path}-wal").st_size
+        except OSError:
+            return 0
 
     def tidy(self, connection: sqlite3.Connection, *, keep: int = 16 << 20) -> bool:
         """Copy the whole log into the file, when idle and inside the turn; a log above *keep* bytes is cut.
 
         False if a long reader was in the way: try again later.
         """
-        try:
-            large = os.stat(f"{self.path}-wal").st_size > keep
-        except OSError:
-            return True
-        if not large:
+        if self._size_of_log() <= keep:
             busy, _, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
         else:
             # TRUNCATE would wait for readers, with the turn held: it may not.
@@ -139,6 +157,7 @@ class SqliteFile:
             finally:
                 connection.execute(f"PRAGMA busy_timeout={_BUSY_MS}")
         self._written = 0
+        self._log_size = self._size_of_log()
         return not busy
 
     def close(self) -> None:
@@ -163,11 +182,13 @@ class SqliteFile:
 
 
 _BUSY_MS = 5_000
+_LOG_BYTES = 4 << 20
 _SETTINGS = (
     # Two connections that recover or close at once wait for each other; writers have the turn.
     ("busy_timeout", _BUSY_MS),
     ("synchronous", "FULL"),
     ("wal_autocheckpoint", 0),
+    ("journal_size_limit", _LOG_BYTES),  # overwriting a log is quicker than growing one
     ("mmap_size", 0),
     ("cell_size_check", "ON"),
     ("trusted_schema", "OFF"),

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from enum import Enum
 from operator import attrgetter
-from typing import Any, Literal, TypeVar, dataclass_transform, overload
+from typing import Any, Literal, TypeVar, cast, dataclass_transform, overload
 from uuid import UUID
 
 import msgspec
@@ -128,11 +128,9 @@ def _as_model(cls: C) -> C:
     if taken:
         return cls
     try:
-        made: Any = dataclasses.dataclass(frozen=True, slots=True)(given)
+        return cast("C", dataclasses.dataclass(frozen=True, slots=True)(cast("type[Any]", given)))
     except TypeError as error:
         raise ConfigurationError(f"@event on {cls.__qualname__}: {error}") from error
-    result: C = made
-    return result
 
 
 def _type_problems(type_: Any, version: Any) -> list[str]:

@@ -11,8 +11,10 @@ from tidewire.errors import (
     ConfigurationError,
     Reject,
     RetryAfter,
+    StoreRefused,
     StoreUnavailable,
     TransactionLost,
+    TransportRefused,
     TransportUnavailable,
 )
 from tidewire.model import DeadLetter, Failure, Outcome, Reason, RetryLater, Unavailable
@@ -23,6 +25,7 @@ _NOTHING = timedelta(0)
 _OUTAGE_MAX = timedelta(seconds=30)
 _OUTAGE_FIRST = timedelta(milliseconds=100)
 _TEXT_MAX = 1_024
+_OTHERS_FAULT = (StoreUnavailable, StoreRefused, TransportUnavailable, TransportRefused, TransactionLost)
 
 
 class Retry(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,12 +85,12 @@ class RetryBudget:
 def decide(error: BaseException, *, failures: int, policy: Retry, jitter: Jitter, stretch: float = 1.0) -> Outcome:
     """Turn what a handler raised into an outcome; *failures* counts this one.
 
-    A `Reject` is a dead letter at once. A database, registry or broker that is down is `Unavailable`: never
-    counted. Anything else is tried again until the policy's attempts are used up.
+    A `Reject` is a dead letter at once. A database, registry or broker that is down or refuses us is
+    `Unavailable`: never counted. Anything else is tried again until the policy's attempts are used up.
     """
     if isinstance(error, Reject):
         return DeadLetter(Reason.PERMANENT, error.message, error)
-    if isinstance(error, (StoreUnavailable, TransportUnavailable, TransactionLost)):
+    if isinstance(error, _OTHERS_FAULT):
         return Unavailable(_OUTAGE_FIRST, error)
     if failures >= policy.attempts:
         return DeadLetter(Reason.EXHAUSTED, f"failed {failures} times; the last error: {describe(error)}", error)

@@ -29,10 +29,10 @@ from tidewire.model import (
 from tidewire.protocols import Receiver, Store
 from tidewire.rules.lanes import Schedule
 from tidewire.rules.letters import dead_letter, retried
-from tidewire.rules.retry import outage_delay
 from tidewire.runtime.holds import Holds
 from tidewire.runtime.intake import Intake
 from tidewire.runtime.notes import Notes
+from tidewire.runtime.outage import Outage
 from tidewire.runtime.parts import Parts
 from tidewire.runtime.pipeline import Pipeline
 from tidewire.runtime.records import Records
@@ -77,7 +77,7 @@ class Consumer:
         self._fencing = limits.fencing
         self._limits = limits
         self._clock = parts.clock
-        self._jitter = parts.jitter
+        self._outage = Outage(subscription.group, parts.jitter, self._resume)
         self._schedule: Schedule[Work] = Schedule()
         self._holds = Holds(store, self._group, subscription.topics)
         self._records = Records(store, self._group, self._holds)
@@ -97,8 +97,6 @@ class Consumer:
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
         self._changed = asyncio.Event()
-        self._outages = 0
-        self._paused = False
         self.progress = 0
         self.received_at = self._loop.time()
 
@@ -129,7 +127,7 @@ class Consumer:
     @property
     def paused(self) -> bool:
         """Whether a database, registry or broker that is down keeps this subscription waiting."""
-        return self._paused
+        return self._outage.paused
 
     @property
     def waiting(self) -> int:
@@ -173,7 +171,7 @@ class Consumer:
 
     def _credit(self) -> int:
         """How many more deliveries to ask for: nothing while paused, and no dribbles."""
-        if self._paused:
+        if self._outage.paused:
             return 0
         prefetch = self._subscription.prefetch
         credit = prefetch - self._schedule.outstanding
@@ -204,8 +202,8 @@ class Consumer:
                 skipped = await self._pipeline.admit(works)
                 break
             except StoreUnavailable as error:
-                self._pause(error)
-                await self._resumed()
+                self._outage.begin(error)
+                await self._outage.over()
         for work in skipped:
             self._notes.note("skipped", work)
             self._settler.ack(work)
@@ -243,15 +241,15 @@ class Consumer:
             except LaneFenced:
                 return
             except StoreUnavailable as error:
-                self._pause(error)
-                await self._resumed()
+                self._outage.begin(error)
+                await self._outage.over()
         self._epochs[lane] = epoch
 
     # --- what the workers ask ---------------------------------------------------------------------------------
 
     def halted(self) -> bool:
         """Whether nothing may start: something is down, or we are stopping."""
-        return self._paused or self._stopping.is_set()
+        return self._outage.paused or self._stopping.is_set()
 
     def special(self, work: Work) -> bool:
         """Whether *work* needs more than its handlers: a suspect, a known event, a verdict, or some key is held."""
@@ -296,7 +294,7 @@ class Consumer:
     def handled(self, work: Work, ran: Ran, seconds: float) -> None:
         """Its handlers ended well: ack it once their unit is durable."""
         self._notes.note("processed", work, seconds=seconds)
-        self._outages = 0
+        self._outage.forget()
         if work.gone:
             self._forget(work)
         elif ran.durable is not None:
@@ -397,35 +395,18 @@ class Consumer:
 
     def _unavailable(self, work: Work, error: BaseException) -> None:
         self._schedule.back(work)
-        self._pause(error)
-
-    def _pause(self, error: BaseException) -> None:
-        """Something everybody needs is down: nobody's failure. Wait, longer each time, and try again."""
-        if self._paused:
-            return
-        self._paused = True
-        delay = outage_delay(self._outages, self._jitter)
-        self._outages += 1
-        fields = {"group": self._group, "delay_s": delay.total_seconds(), "error_type": type(error).__name__}
-        _logger.warning("tidewire.consumer.paused", extra=fields)
-        self._loop.call_later(delay.total_seconds(), self._resume)
+        self._outage.begin(error)
 
     def _resume(self) -> None:
-        self._paused = False
         self._workers.wake_all()
         self._changed.set()
         self._interrupt_if_starved()
-
-    async def _resumed(self) -> None:
-        while self._paused:
-            self._changed.clear()
-            await self._changed.wait()
 
     def _relieve(self) -> None:
         """The lane's bookkeeping is full of waiting keys: send the one held longest through the inbox channel."""
         idle = not self._schedule.running and not self._schedule.has_ready and self._settler.idle
         held = self._schedule.held
-        if idle and held and self._store is not None and self._tasks is not None and not self._paused:
+        if idle and held and self._store is not None and self._tasks is not None and not self._outage.paused:
             work = held[0]
             self._schedule.resume(work)
             self._schedule.take()
@@ -455,7 +436,7 @@ class Consumer:
         if alone:
             self._workers.wake()
         else:
-            self._pause(error)
+            self._outage.begin(error)
 
     def fenced(self, work: Work) -> None:
         """A unit met a newer epoch: the lane is not ours any more, whatever the broker has told us so far."""
@@ -487,7 +468,7 @@ class Consumer:
         """Credit is back: a receive that asked for none must be asked anew."""
         prefetch = self._subscription.prefetch
         enough = (prefetch - self._schedule.outstanding) * 4 >= prefetch
-        if enough and self._intake.starved and not self._paused:
+        if enough and self._intake.starved and not self._outage.paused:
             self._intake.interrupt()
 
     def _check_drained(self) -> None:

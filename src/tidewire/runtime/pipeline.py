@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import Awaitable, Mapping, Sequence
 from datetime import timedelta
 from hashlib import blake2b
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
-from tidewire.errors import AlreadyMarked, ConfigurationError, DecodeError, LaneFenced, StoreUnavailable
+from tidewire.errors import AlreadyMarked, ConfigurationError, DecodeError, LaneFenced, StoreRefused, StoreUnavailable
 from tidewire.model import (
     DeadLetter,
     Delivery,
@@ -192,7 +192,7 @@ class Pipeline:
             return Ran(outcome)
         try:
             failure = work.failure = await self._remember(work, error)
-        except StoreUnavailable as down:
+        except (StoreUnavailable, StoreRefused) as down:
             return Ran(Unavailable(timedelta(0), down))
         stretch = self._budget.spend()
         outcome = decide(error, failures=failure.failures, policy=policy, jitter=self._jitter, stretch=stretch)
@@ -228,7 +228,7 @@ class Pipeline:
 
     # --- publishing from a handler ----------------------------------------------------------------------------
 
-    async def _publish(self, context: Context[Any], event: Any, delay: timedelta) -> str:
+    async def _publish(self, context: Context[Any], event: object, delay: timedelta) -> str:
         definition = definition_of(type(event))
         if definition.kind == "domain":
             await self._emit(context, event)
@@ -251,7 +251,8 @@ class Pipeline:
         return message.id
 
     async def _publish_returned(self, context: Context[Any], returned: Any, bound: Bound) -> None:
-        events: Sequence[Any] = returned if isinstance(returned, (list, tuple)) else (returned,)
+        several = isinstance(returned, (list, tuple))
+        events = cast("Sequence[Any]", returned) if several else (returned,)
         for event in events:
             try:
                 await self._publish(context, event, timedelta(0))
@@ -260,7 +261,7 @@ class Pipeline:
                     f"{self._group}.{bound.name} returned what cannot be published: {error.message}", hint=error.hint
                 ) from error
 
-    async def _emit(self, context: Context[Any], event: Any) -> None:
+    async def _emit(self, context: Context[Any], event: object) -> None:
         """Run a domain event's handlers here and now, inside the unit of *context*."""
         for bound in self._plan.domain.get(type(event), ()):
             returned = await bound.call(event, context)

@@ -16,7 +16,7 @@ from datetime import timedelta
 
 import msgspec
 
-from tidewire.errors import first_error
+from tidewire.kit.groups import first_error
 from tidewire.model import Subscription
 from tidewire.protocols import Receiver, Store, Transport
 from tidewire.runtime.consumer import Consumer, Limits

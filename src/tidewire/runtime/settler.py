@@ -8,7 +8,14 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol, TypeVar
 
-from tidewire.errors import AlreadyMarked, LaneFenced, StoreUnavailable, TransactionLost, TransportUnavailable
+from tidewire.errors import (
+    AlreadyMarked,
+    LaneFenced,
+    StoreRefused,
+    StoreUnavailable,
+    TransactionLost,
+    TransportUnavailable,
+)
 from tidewire.model import Delivery, Message, Move, Release, Settlement
 from tidewire.protocols import Receiver
 from tidewire.runtime.work import Work
@@ -104,7 +111,7 @@ class Settler:
                     self._confirmed(work)
                 except LaneFenced:
                     self._owner.fenced(work)
-                except (StoreUnavailable, TransactionLost) as error:
+                except (StoreUnavailable, StoreRefused, TransactionLost) as error:
                     self._owner.again(work, error, alone=isinstance(error, TransactionLost))
                 else:
                     self._confirmed(work)

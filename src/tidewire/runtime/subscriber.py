@@ -12,7 +12,8 @@ from typing import Protocol, runtime_checkable
 import msgspec
 
 from tidewire.chance import Jitter
-from tidewire.errors import ConfigurationError, TransportRefused, TransportUnavailable, first_error
+from tidewire.errors import ConfigurationError, StoreRefused, TransportRefused, TransportUnavailable
+from tidewire.kit.groups import first_error
 from tidewire.model import Stats, Subscription
 from tidewire.protocols import Receiver, Transport
 from tidewire.rules.retry import outage_delay
@@ -72,13 +73,13 @@ class Subscriber:
         """Until `stop`: be a member of the group. An outage or a stall ends the membership and begins another.
 
         Raises:
-            ConfigurationError, TransportRefused: a person must change something first.
+            ConfigurationError, TransportRefused, StoreRefused: a person must change something first.
         """
         while not self._stopping.is_set():
             self.rebuilds += 1
             try:
                 await self._membership()
-            except* (ConfigurationError, TransportRefused) as group:
+            except* (ConfigurationError, TransportRefused, StoreRefused) as group:
                 raise first_error(group) from None
             except* Exception as group:  # an outage, or a defect of ours: counted, told, and begun anew
                 self._note_failure(first_error(group))

@@ -201,6 +201,8 @@ class MemoryOutbox:
     async def put(self, unit: Unit, messages: Sequence[Message]) -> None:
         """Collect *messages* in *unit*."""
         own = _own(unit)
+        for message in messages:
+            _topic(message)
         await own.begin()
         own.messages.extend(messages)
 
@@ -390,8 +392,9 @@ def _own(unit: Unit) -> MemoryUnit:
 
 
 def _topic(message: Message) -> str:
-    to = message.to
-    return to.name if isinstance(to, Topic) else to.topic
+    if not isinstance(message.to, Topic):
+        raise TypeError(f"the outbox takes messages for topics, not for {message.to}")
+    return message.to.name
 
 
 def _name(row: Held) -> tuple[str, str, str, str, str]:

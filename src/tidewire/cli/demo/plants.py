@@ -107,8 +107,9 @@ class ForgetsMarks(Wrapped):
 
     def unit(self, guard: Guard | None = None, *, label: str = "") -> Unit:
         """Return a unit whose commit is acked late, so that a crash in between is likely."""
-        late: Unit = LateUnit(self.inner.unit(guard, label=label))  # type: ignore[assignment]
-        return late
+        late: Any = LateUnit(self.inner.unit(guard, label=label))
+        unit: Unit = late
+        return unit
 
 
 class NoInbox(Wrapped):

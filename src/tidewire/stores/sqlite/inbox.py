@@ -9,9 +9,9 @@ from tidewire.model import Mark
 from tidewire.protocols import Clock, Unit
 from tidewire.stores.sqlite.reading import Read, Reader
 from tidewire.stores.sqlite.records import NewUnit
-from tidewire.stores.sqlite.unit import SqliteUnit
+from tidewire.stores.sqlite.unit import SqliteUnit, own_unit
 
-__all__ = ["SqliteInbox", "own_unit"]
+__all__ = ["SqliteInbox"]
 
 Scope = tuple[str, str, int, str]
 _SCOPES_MAX = 10_000
@@ -43,7 +43,7 @@ class SqliteInbox:
 
     async def mark(self, unit: Unit, mark: Mark, digest: bytes) -> None:
         """Insert the mark; a committed one makes it `AlreadyMarked`."""
-        own = own_unit(unit)
+        own = own_unit(unit, self._reader.file)
         await own.begin()
         key = (mark.group, mark.handler, mark.run, mark.source)
         scope = self._scopes.get(key)
@@ -117,15 +117,3 @@ def packed(event_id: str) -> bytes | str:
             except ValueError:
                 return event_id
     return event_id
-
-
-def own_unit(unit: Unit) -> SqliteUnit:
-    """Return *unit* as one of this store's.
-
-    Raises:
-        TypeError: it is another store's: effect and mark in two databases are refused.
-    """
-    inner = getattr(unit, "inner", unit)
-    if not isinstance(inner, SqliteUnit):
-        raise TypeError(f"{type(unit).__name__} is not a unit of this store: effect and mark must share one database")
-    return inner

@@ -16,10 +16,9 @@ import msgspec
 
 from tidewire.model import Message, Pending, Topic
 from tidewire.protocols import Clock, Unit
-from tidewire.stores.sqlite.inbox import own_unit
 from tidewire.stores.sqlite.reading import Reader
 from tidewire.stores.sqlite.records import NewUnit, durably
-from tidewire.stores.sqlite.unit import SqliteUnit
+from tidewire.stores.sqlite.unit import SqliteUnit, own_unit
 
 __all__ = ["SqliteBacklog", "SqliteOutbox"]
 
@@ -43,7 +42,7 @@ class SqliteOutbox:
 
     async def put(self, unit: Unit, messages: Sequence[Message]) -> None:
         """Insert rows in *unit*, in order."""
-        own = own_unit(unit)
+        own = own_unit(unit, self._reader.file)
         await own.begin()
         fresh: dict[int, Message] = {}
         now = self._clock.now_us()
@@ -259,8 +258,9 @@ class SqliteBacklog:
 
 
 def _topic(message: Message) -> str:
-    to = message.to
-    return to.name if isinstance(to, Topic) else to.topic
+    if not isinstance(message.to, Topic):
+        raise TypeError(f"the outbox takes messages for topics, not for {message.to}")
+    return message.to.name
 
 
 def _values(message: Message) -> tuple[Any, ...]:

@@ -19,7 +19,7 @@ class Reader:
 
     def __init__(self, file: SqliteFile, connection: sqlite3.Connection) -> None:
         self.connection = connection
-        self._file = file
+        self.file = file
 
     @contextmanager
     def reading(self, together: bool = False) -> Generator[Read]:
@@ -28,8 +28,8 @@ class Reader:
         Raises:
             StoreUnavailable, StoreRefused: the file cannot be read.
         """
-        self._file.check_process()
-        with self._file.mapped:
+        self.file.check_usable()
+        with self.file.mapped:
             if not together:
                 yield self.connection.execute
                 return

@@ -31,6 +31,7 @@ _AGE_MAX = 0.005
 _BRIEF = 0.001
 _WAIT = timedelta(seconds=30)
 _ROW_BYTES = 2_048
+_BUSY_MS = 5_000
 
 
 class Taker(Protocol):
@@ -70,6 +71,7 @@ class Turns:
     def __init__(self, file: SqliteFile, connection: sqlite3.Connection) -> None:
         self.file = file
         self.connection = connection
+        connection.execute("PRAGMA busy_timeout=0")  # the event loop never waits for a lock
         self.holder: Taker | None = None
         self.shared: Shared | None = None
         self._loop = asyncio.get_running_loop()
@@ -150,10 +152,17 @@ class Turns:
             raise
 
     async def close(self) -> None:
-        """Commit what is open, after every turn that was asked for, and close the connection."""
+        """Commit what is open, after every turn that was asked for, and close the connection.
+
+        A unit that nobody ends is rolled back after 30 s.
+        """
+        deadline = self._loop.time() + _WAIT.total_seconds()
         while self.holder is not None or self._committing is not None or self._waiting or self.shared is not None:
             if self.holder is None and self._committing is None and not self._waiting:
                 self._commit()
+            elif self._loop.time() > deadline:
+                _logger.error("tidewire.store.unit_left_open", extra={"file": self.file.what})
+                break
             await asyncio.sleep(0.001)
         await self.on_thread(lambda: self.file.close_connection(self.connection))
         self._thread.shutdown(wait=False)
@@ -183,16 +192,8 @@ class Turns:
         return False
 
     async def _begin(self) -> None:
-        self.file.check_process()
-        if self.file.turn.try_acquire():
-            try:
-                with self.file.mapped:
-                    self.connection.execute("BEGIN IMMEDIATE")
-            except BaseException:
-                self.file.turn.release()
-                raise
-        else:
-            self.file.turn.give_up()
+        self.file.check_usable()
+        if not self._begin_at_once():
             try:
                 await self.on_thread(self._begin_blocking)
             except asyncio.CancelledError:
@@ -201,12 +202,34 @@ class Turns:
                 raise
         self.shared = Shared(self._loop.create_future(), self._loop.time())
 
+    def _begin_at_once(self) -> bool:
+        """Begin on the loop if nobody else is writing; False if it has to be waited for."""
+        if not self.file.turn.try_acquire():
+            self.file.turn.give_up()
+            return False
+        try:
+            with self.file.mapped:
+                self.connection.execute("BEGIN IMMEDIATE")
+        except StoreUnavailable as error:
+            self.file.turn.release()
+            if getattr(error.__cause__, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY:
+                return False  # a program that does not know the turn holds SQLite's own lock
+            raise
+        except BaseException:
+            self.file.turn.release()
+            raise
+        return True
+
     def _begin_blocking(self) -> None:
         if not self.file.turn.acquire(_WAIT):
             raise StoreUnavailable(f"{self.file.what}: another process has been writing for {_WAIT}")
         try:
             with self.file.mapped:
-                self.connection.execute("BEGIN IMMEDIATE")
+                self.connection.execute(f"PRAGMA busy_timeout={_BUSY_MS}")
+                try:
+                    self.connection.execute("BEGIN IMMEDIATE")
+                finally:
+                    self.connection.execute("PRAGMA busy_timeout=0")
         except BaseException:
             self.file.turn.release()
             raise

@@ -11,17 +11,19 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from tidewire.errors import LaneFenced, TransactionClosed, TransactionControl, TransactionLost
-from tidewire.kit.sqlite_errors import is_failed_sync, is_full, typed_error
+from tidewire.kit.sqlite_errors import is_full
+from tidewire.kit.sqlite_file import SqliteFile
 from tidewire.model import Guard
+from tidewire.protocols import Unit
 from tidewire.stores.sqlite.turns import Shared, Turns
 
-__all__ = ["SqliteTx", "SqliteUnit", "SyncSqliteTx", "Written"]
+__all__ = ["SqliteTx", "SqliteUnit", "SyncSqliteTx", "Written", "own_unit"]
 
 T = TypeVar("T")
 Parameters = Sequence[Any] | dict[str, Any]
 _logger = logging.getLogger("tidewire.store")
 _SLOW, _VERY_SLOW = 0.001, 1.0
-_LEADING = re.compile(r"(?:\s|--[^\n]*\n|/\*.*?\*/|;)*([A-Za-z]+)", re.DOTALL)
+_LEADING = re.compile(r"(?:[\s\ufeff]|--[^\n]*\n|/\*.*?\*/|;)*([A-Za-z]+)", re.DOTALL)
 _CONTROL = {"BEGIN", "COMMIT", "END", "ROLLBACK", "SAVEPOINT", "RELEASE", "ATTACH", "DETACH", "PRAGMA", "VACUUM"}
 _INFRASTRUCTURE = {
     sqlite3.SQLITE_NOMEM,
@@ -248,8 +250,8 @@ class SqliteUnit:
             self._state = "lost"  # at once: outside a transaction the next statement would commit by itself
             self.turns.lost()
         code = getattr(error, "sqlite_errorcode", 0) or 0
-        if code & 0xFF in _INFRASTRUCTURE or is_full(error) or is_failed_sync(error):
-            self._poison = typed_error(error, self.turns.file.what, self.turns.file.kind.errors)
+        if code & 0xFF in _INFRASTRUCTURE or is_full(error):
+            self._poison = self.turns.file.typed(error)
             return self._poison
         return error
 
@@ -357,6 +359,18 @@ class SyncSqliteTx:
         check_statement(sql)
         with self._lock:
             return self.unit.statement(run)
+
+
+def own_unit(unit: Unit, file: SqliteFile) -> SqliteUnit:
+    """Return *unit* as one of the store in *file*.
+
+    Raises:
+        TypeError: it is another store's: effect and mark in two databases are refused.
+    """
+    inner = getattr(unit, "inner", unit)
+    if not isinstance(inner, SqliteUnit) or inner.turns.file is not file:
+        raise TypeError(f"{type(unit).__name__} is not a unit of this store: effect and mark must share one database")
+    return inner
 
 
 _checked: dict[str, str] = {}

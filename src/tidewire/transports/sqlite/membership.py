@@ -11,7 +11,8 @@ from datetime import timedelta
 
 import msgspec
 
-from tidewire.errors import TransportError, TransportUnavailable, first_error
+from tidewire.errors import TransportError, TransportUnavailable
+from tidewire.kit.groups import first_error
 from tidewire.model import LaneEvent, Subscription
 from tidewire.transports.sqlite.lanes import Lane, extend, take, wanted
 from tidewire.transports.sqlite.log import TopicRow

@@ -45,7 +45,7 @@ class SqliteReceiver:
 
     async def receive(self, limit: int, wait: timedelta) -> Sequence[Delivery | LaneEvent]:
         """Hand out lane events and up to *limit* deliveries; nothing is awaited between taking and returning them."""
-        self._shared.file.check_process()
+        self._shared.file.check_usable()
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait.total_seconds()
         while True:
@@ -80,7 +80,7 @@ class SqliteReceiver:
         """Settle in one transaction."""
         if self.subscription.ordering == "key" and any(one.delay for one in release):
             raise ValueError("a release with a delay under ordering by key: a wait is a hold or a move")
-        self._shared.file.check_process()
+        self._shared.file.check_usable()
         settling = Settling(self, ack, release, move)
         if settling.by_lane:
             now = self._shared.clock.now_us()

@@ -118,7 +118,7 @@ class SqliteTransport(SqliteInspector):
     def _check_open(self) -> None:
         if self.closed:
             raise TransportClosed(f"{self._shared.file.what} is closed")
-        self._shared.file.check_process()
+        self._shared.file.check_usable()
 
 
 @asynccontextmanager

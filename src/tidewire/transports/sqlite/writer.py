@@ -64,7 +64,7 @@ class Writer:
             TransportUnavailable: the file cannot be written now; the job has no effect.
             TransportClosed: after `close`, or in a forked child.
         """
-        self.file.check_process()
+        self.file.check_usable()
         if self._closing:
             raise TransportClosed(f"{self.file.what} is closed")
         while len(self._queue) >= _JOBS_MAX:  # noqa: ASYNC110 - the thread that empties it knows no asyncio.Event

@@ -1,0 +1,59 @@
+"""Something that everybody needs is down: wait, longer each time, and try again. Nobody's failure."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from tidewire.chance import Jitter
+from tidewire.errors import StoreRefused, TransportRefused
+from tidewire.rules.retry import outage_delay
+
+__all__ = ["Outage"]
+
+_logger = logging.getLogger("tidewire.consumer")
+
+
+class Outage:
+    """Whether a consumer is paused, since a store, broker or registry is down. *ended* is called when it may go on."""
+
+    def __init__(self, group: str, jitter: Jitter, ended: Callable[[], None]) -> None:
+        self.paused = False
+        self._group = group
+        self._jitter = jitter
+        self._ended = ended
+        self._in_a_row = 0
+        self._over = asyncio.Event()
+
+    def begin(self, error: BaseException) -> None:
+        """Pause, unless paused already; it ends by itself, and the next thing that runs finds out whether it is up.
+
+        Raises:
+            StoreRefused, TransportRefused: *error* itself, if it is one: waiting does not cure it.
+        """
+        if isinstance(error, (StoreRefused, TransportRefused)):
+            raise error
+        if self.paused:
+            return
+        self.paused = True
+        self._over.clear()
+        seconds = outage_delay(self._in_a_row, self._jitter).total_seconds()
+        self._in_a_row += 1
+        fields = {"group": self._group, "delay_s": seconds, "error_type": type(error).__name__}
+        _logger.warning("tidewire.consumer.paused", extra=fields)
+        asyncio.get_running_loop().call_later(seconds, self._end)
+
+    def forget(self) -> None:
+        """Everything works: the next outage starts with the shortest delay."""
+        self._in_a_row = 0
+
+    async def over(self) -> None:
+        """Return when nothing is known to be down."""
+        while self.paused:
+            await self._over.wait()
+
+    def _end(self) -> None:
+        self.paused = False
+        self._over.set()
+        self._ended()
