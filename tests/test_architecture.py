@@ -1,8 +1,9 @@
 """The house: which room may import which, and that nothing runs in a circle.
 
 Floors, from the ground: values (``errors model clock chance``), seams (``protocols``), ``rules``, ``kit`` (what
-adapters share), adapters (``codecs transports stores registries middleware``), ``runtime``, ``config`` and
-``testing``, and on top ``cli``. Imports go down or stay in the room; type-only ones count.
+adapters share), adapters (``codecs transports stores registries middleware``), ``runtime``, ``config``,
+``operations`` (what an operator does) and ``testing``, and on top ``cli``. Imports go down or stay in the room;
+type-only ones count.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "middleware": GROUND,
     "runtime": GROUND | {"rules", "kit", "codecs", "middleware"},
     "config": GROUND | {"rules", "kit", "runtime"} | ADAPTERS,
+    "operations": GROUND | {"rules", "kit", "codecs", "runtime", "config"},
     "testing": GROUND | {"rules", "kit", "runtime", "config", ""} | ADAPTERS,
-    "cli": GROUND | {"rules", "kit", "runtime", "config", "testing", ""} | ADAPTERS,
+    "cli": GROUND | {"rules", "kit", "runtime", "config", "operations", "testing", ""} | ADAPTERS,
     # The front door (`import tidewire`) shows what users need; what it loads is tested below.
     "": GROUND | {"rules", "kit", "runtime", "config"} | ADAPTERS,
 }

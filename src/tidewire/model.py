@@ -14,6 +14,7 @@ from typing import Literal, TypeAlias
 import msgspec
 
 __all__ = [
+    "Act",
     "Address",
     "Browsed",
     "Capabilities",
@@ -23,6 +24,8 @@ __all__ = [
     "Delivery",
     "Envelope",
     "Fact",
+    "Found",
+    "GroupInfo",
     "GroupSpec",
     "Guard",
     "Handled",
@@ -38,9 +41,11 @@ __all__ = [
     "Release",
     "RetryLater",
     "Settlement",
+    "Standing",
     "Stats",
     "Subscription",
     "Topic",
+    "TopicInfo",
     "TopicSpec",
     "Unavailable",
 ]
@@ -343,6 +348,70 @@ class Browsed(msgspec.Struct, frozen=True):
     message: Message
     position: int | str
     stored_at: int | None = None
+
+
+class TopicInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A topic as it is. *first* and *last* are the positions of the oldest and newest message kept, *oldest_at* and
+    *newest_at* when they were stored (µs since 1970); None where there is no message, or the broker cannot tell."""
+
+    name: str
+    lanes: int
+    messages: int | None
+    size_bytes: int | None
+    retention: timedelta | None
+    first: int | str | None = None
+    last: int | str | None = None
+    oldest_at: int | None = None
+    newest_at: int | None = None
+
+
+class GroupInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A group on one topic as it is. *owners* names the live member that has each lane, by the lane's name; lanes
+    that nobody has are absent, and the mapping is None where the broker cannot tell."""
+
+    topic: str
+    group: str
+    stats: Stats
+    owners: Mapping[str, str] | None
+
+
+class Standing(msgspec.Struct, frozen=True):
+    """How far one group is with one message: ``settled``, ``waiting`` (handed out or not), ``delayed`` or ``dead``."""
+
+    group: str
+    state: Literal["settled", "waiting", "delayed", "dead"]
+
+
+class Found(msgspec.Struct, frozen=True):
+    """A message that was looked for: where it lies (``message.to``), since when, and who has dealt with it.
+
+    *standings* has every group of the topic for a message in a topic, its one group for one in a channel.
+    """
+
+    message: Message
+    position: int | str
+    stored_at: int | None
+    standings: Sequence[Standing]
+
+
+class Act(msgspec.Struct, frozen=True, kw_only=True):
+    """What an operator did, for the audit: *verb* (``redrive``, ``discard``, ``edit``, ``import``, ``replay`` …) to
+    whose messages, why, and with what result.
+
+    *id* groups the acts of one command: a redrive writes one act when it begins (*state* ``begun``), and one when
+    it ends (``done``, ``failed``); one that has begun and not ended was interrupted. *detail* is JSON.
+    """
+
+    id: str
+    at: int
+    who: str
+    verb: str
+    topic: str = ""
+    group: str = ""
+    state: Literal["begun", "done", "failed"] = "done"
+    reason: str = ""
+    count: int = 0
+    detail: str = "{}"
 
 
 # --- the store ------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from typing import Any, Protocol, TypeAlias
 
 from tidewire.model import (
+    Act,
     Address,
     Browsed,
     Capabilities,
@@ -20,6 +21,8 @@ from tidewire.model import (
     Delivery,
     Fact,
     Failure,
+    Found,
+    GroupInfo,
     GroupSpec,
     Guard,
     Held,
@@ -33,6 +36,7 @@ from tidewire.model import (
     Settlement,
     Stats,
     Subscription,
+    TopicInfo,
     TopicSpec,
 )
 
@@ -41,10 +45,12 @@ __all__ = [
     "Backlog",
     "Clock",
     "Codec",
+    "Finder",
     "HeldKeys",
     "Inbox",
     "Inspector",
     "Lanes",
+    "Ledger",
     "Observer",
     "Outbox",
     "Receiver",
@@ -185,6 +191,14 @@ class Receiver(Protocol):
 class Inspector(Protocol):
     """Optional beside a transport (a transport that has it answers ``isinstance`` by having these members)."""
 
+    async def topics(self) -> Sequence[TopicInfo]:
+        """Return every topic, by name."""
+        ...
+
+    async def groups(self, topic: str | None = None) -> Sequence[GroupInfo]:
+        """Return every group on every topic, or on *topic*, by topic and name."""
+        ...
+
     async def stats(self, topic: str, group: str) -> Stats:
         """Return the counts of (topic, group), without effect on consumers."""
         ...
@@ -203,6 +217,33 @@ class Inspector(Protocol):
 
     async def remove(self, channel: Address, positions: Sequence[int | str]) -> int:
         """Remove messages from a dead channel and return how many there were. Missing ones are ignored."""
+        ...
+
+
+class Finder(Protocol):
+    """Optional beside an `Inspector`: search without reading everything."""
+
+    async def find(self, event_id: str, *, limit: int = 100) -> Sequence[Found]:
+        """Return every place, topic or channel, where a message with this id lies; by an index."""
+        ...
+
+    async def related(self, correlation_id: str, *, limit: int = 1_000) -> Sequence[Found]:
+        """Return the messages in topics and dead channels with this id or correlation id, oldest first.
+
+        May read every message: no index is kept for it, since it would cost each publish.
+        """
+        ...
+
+
+class Ledger(Protocol):
+    """Optional beside a transport: the audit of what operators did, kept with the messages it is about."""
+
+    async def note(self, act: Act) -> None:
+        """Store *act*, durably; nothing is ever changed or removed."""
+        ...
+
+    async def acts(self, *, after: int = 0, limit: int = 100) -> Sequence[tuple[int, Act]]:
+        """Return acts with their numbers, oldest first, behind the number *after*."""
         ...
 
 
