@@ -480,7 +480,8 @@ class Failure(msgspec.Struct, frozen=True):
 
 class Fact(msgspec.Struct, frozen=True, gc=False):
     """Something that happened to an event: ``published``, ``received``, ``processed``, ``skipped``, ``known``
-    (a duplicate that changed nothing), ``retried``, ``dead_lettered``, ``settled``, ``lost``.
+    (a duplicate that changed nothing), ``discarded`` (an operator gave it up), ``retried``, ``dead_lettered``,
+    ``settled``, ``lost``.
 
     *at* is wall time in microseconds; *took_us* how long the handler ran, for ``processed``.
     """

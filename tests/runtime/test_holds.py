@@ -8,7 +8,7 @@ from datetime import timedelta
 from runtime_world import Opened, OrderPlaced
 
 from tidewire import Context, Options, Reject, Retry, Service
-from tidewire.rules.letters import redriven
+from tidewire.rules.letters import discarded, redriven
 
 
 def test_what_follows_a_dead_letter_waits_with_it_and_is_redriven_in_order(opened: Opened) -> None:
@@ -42,6 +42,32 @@ def test_what_follows_a_dead_letter_waits_with_it_and_is_redriven_in_order(opene
                 await app.publisher.publish(OrderPlaced("a", number=6))
                 await world.until(lambda: len(seen) == 7)
             assert [1, 2, 3, 4, 5, 6] == [number for key, number in seen if key == "a"]
+            assert [] == list(await world.store.held.keys("billing", ["shop.order"]))
+
+    asyncio.run(scenario())
+
+
+def test_a_discarded_head_frees_its_key_for_what_waits_behind_it(opened: Opened) -> None:
+    """Giving an event up is no handler call; its successors are redriven in order, and the key is free again."""
+    service, seen = Service("billing"), list[int]()
+
+    @service.on(OrderPlaced, on_dead_letter="hold_key")
+    async def take(order: OrderPlaced) -> None:
+        if order.number == 1:
+            raise Reject("never")
+        seen.append(order.number)
+
+    async def scenario() -> None:
+        async with opened() as world, world.running(service) as app:
+            await app.publisher.publish_all([OrderPlaced("a", number=n) for n in range(1, 4)])
+            await world.until(lambda: world.settled("shop.order", "billing"))
+            head, *rest = await world.dead("shop.order", "billing")
+            await world.transport.publish([discarded(head.message, "a test order")])
+            await world.until(lambda: world.observer.count("discarded") == 1)
+            await world.transport.publish([redriven(letter.message) for letter in rest])
+            await world.until(lambda: seen == [2, 3])
+            await app.publisher.publish(OrderPlaced("a", number=4))
+            await world.until(lambda: seen == [2, 3, 4])
             assert [] == list(await world.store.held.keys("billing", ["shop.order"]))
 
     asyncio.run(scenario())

@@ -20,9 +20,10 @@ from tidewire.model import (
     Topic,
 )
 
-__all__ = ["FAILURE", "dead_letter", "failure_in", "redriven", "retried", "topic_of"]
+__all__ = ["DISCARDED", "FAILURE", "dead_letter", "discarded", "failure_in", "redriven", "retried", "topic_of"]
 
 FAILURE = "tw-failure"
+DISCARDED = "tw-discarded"
 _encode = msgspec.json.Encoder().encode
 _decode_failure = msgspec.json.Decoder(Failure).decode
 
@@ -95,3 +96,12 @@ def redriven(letter: Message) -> Message:
     return msgspec.structs.replace(
         letter, to=InboxChannel(letter.to.topic, letter.to.group), headers=headers, not_before=None
     )
+
+
+def discarded(letter: Message, reason: str) -> Message:
+    """Return the note that tells a group to wait no longer for a dead letter of a held key: no handler runs.
+
+    Only the group knows its held keys, so a discard goes the way of a redrive; it carries no body.
+    """
+    headers = {**redriven(letter).headers, DISCARDED: reason}
+    return msgspec.structs.replace(redriven(letter), headers=headers, body=b"")

@@ -269,7 +269,7 @@ class Consumer:
             return False
         self._schedule.conclude(work)
         if verdict is None:
-            self._notes.note("known", work)
+            self._notes.note("discarded" if work.discarded else "known", work)
             self._settler.ack(work)
             self.confirmed(work)
         elif isinstance(verdict, Message):
@@ -280,6 +280,9 @@ class Consumer:
 
     async def _verdict_before_running(self, work: Work) -> DeadLetter | Message | None:
         """Return what becomes of *work* without its handler, or None: run it (or it happened before)."""
+        if work.discarded:
+            work.held_row = self._store is not None and work.key is not None
+            return None
         follow = await self._holds.follow(work)
         if follow is not None:
             return follow

@@ -17,6 +17,7 @@ from tidewire.model import (
     Failure,
     Guard,
     Handled,
+    InboxChannel,
     Mark,
     Message,
     Reason,
@@ -25,7 +26,7 @@ from tidewire.model import (
 from tidewire.protocols import Store
 from tidewire.rules.cloudevents import from_structured, is_structured
 from tidewire.rules.events import definition_of
-from tidewire.rules.letters import FAILURE, failure_in
+from tidewire.rules.letters import DISCARDED, FAILURE, failure_in
 from tidewire.rules.outgoing import cause_in, derived_id
 from tidewire.rules.retry import RetryBudget, decide, remember
 from tidewire.runtime.context import Context
@@ -79,6 +80,9 @@ class Pipeline:
         routes = self._routes
         for work in works:
             message = work.delivery.message
+            if type(message.to) is InboxChannel and DISCARDED in message.headers:
+                work.discarded = True
+                continue
             route = routes.get(message.headers.get("ce-type", ""))
             if route is None:
                 route = self._unrouted(work)

@@ -17,14 +17,15 @@ class Work:
     """A delivery with what is known of it. Mutable, owned by one consumer.
 
     *todo*: the handlers that have not taken effect. *verdict*: given up before it ran (undecodable, unknown
-    version …). *failure*: its failed attempts so far; *stored*: whether the store remembers something of it.
-    *held_row*: it has a row among the held keys, to be freed when it is handled. *started*: its start as a suspect
-    was written down in this life. *cancellable*: its handlers are running, so that a timeout may cancel them.
+    version …). *discarded*: an operator's note that nobody is to wait for it any more. *failure*: its failed
+    attempts so far; *stored*: whether the store remembers something of it. *held_row*: it has a row among the held
+    keys, to be freed when it is handled. *started*: its start as a suspect was written down in this life.
+    *cancellable*: its handlers are running, so that a timeout may cancel them.
     """
 
     __slots__ = (
-        "alone", "cancellable", "delivery", "failure", "gone", "held_row", "held_since", "key", "outgoing", "retry_at",
-        "route", "started", "state", "stored", "timed_out", "todo", "verdict",
+        "alone", "cancellable", "delivery", "discarded", "failure", "gone", "held_row", "held_since", "key",
+        "outgoing", "retry_at", "route", "started", "state", "stored", "timed_out", "todo", "verdict",
     )  # fmt: skip
 
     def __init__(self, delivery: Delivery, key: Key | None) -> None:
@@ -36,6 +37,7 @@ class Work:
         self.route: Route | None = None
         self.todo: Sequence[Bound] = ()
         self.verdict: DeadLetter | None = None
+        self.discarded = False
         self.failure: Failure | None = None
         self.stored = False
         self.held_row = False
