@@ -6,6 +6,7 @@ A data structure without time, tasks or I/O: the consumer acts on it, property t
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Generic, Literal, Protocol, TypeAlias, TypeVar
 
 from tidewire.model import Delivery
@@ -97,6 +98,22 @@ class Schedule(Generic[W]):
         work.state = "running"
         self.running += 1
         return work
+
+    def take_like(self, accept: Callable[[W], bool], limit: int) -> list[W]:
+        """Take up to *limit* more that are ready and that *accept* says yes to, beside one that is taken already."""
+        taken: list[W] = []
+        if self._exclusive is not None or limit < 1:
+            return taken
+        rest: deque[W] = deque()
+        for work in self._ready:
+            if len(taken) < limit and accept(work):
+                work.state = "running"
+                taken.append(work)
+            else:
+                rest.append(work)
+        self._ready = rest
+        self.running += len(taken)
+        return taken
 
     def conclude(self, work: W) -> None:
         """It ran; its key is still taken. Once is enough."""

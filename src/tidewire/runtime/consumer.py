@@ -90,6 +90,7 @@ class Consumer:
             self._schedule,
             self,
             process=pipeline.process,
+            process_batch=pipeline.process_batch,
             concurrency=limits.concurrency,
             saturated=_never if store is None else store.saturated,
         )
@@ -123,6 +124,7 @@ class Consumer:
         """Take in nothing more; `run` returns when what is running has been settled, or at the end of the grace."""
         self._stopping.set()
         self._intake.interrupt()
+        self._workers.hurry()
 
     @property
     def paused(self) -> bool:
@@ -398,6 +400,10 @@ class Consumer:
 
     def _unavailable(self, work: Work, error: BaseException) -> None:
         self._schedule.back(work)
+        self._outage.begin(error)
+
+    def down(self, error: BaseException) -> None:
+        """Something that everybody needs is down: pause."""
         self._outage.begin(error)
 
     def _resume(self) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
-from datetime import timedelta
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Generic
 
 from tidewire.model import ZERO, Envelope, Message
@@ -23,23 +23,31 @@ else:
 
 __all__ = ["Context", "SyncContext"]
 
-Publish = Callable[["Context[Any]", Any, timedelta], Awaitable[str]]
+Publish = Callable[["Context[Any]", Any, timedelta, datetime | None], Awaitable[str]]
 _logger = logging.getLogger("tidewire.handler")
 
 
 class Context(Generic[Tx]):
-    """One event's surroundings, fresh for each call of a handler.
+    """One event's surroundings, fresh for each call of a handler. A batch handler's are those of its first event;
+    *messages* has all.
 
     *attempt* is 1 at the first try and grows with failures and with redeliveries after a crash. *resources* are
     the plain values that the service's lifespan yielded.
     """
 
-    __slots__ = ("_envelope", "_log", "_publish", "attempt", "message", "outgoing", "resources", "unit")
+    __slots__ = ("_envelope", "_log", "_publish", "attempt", "message", "messages", "outgoing", "resources", "unit")
 
     def __init__(
-        self, message: Message, *, attempt: int, unit: Unit | None, publish: Publish, resources: Mapping[str, Any]
+        self,
+        messages: Sequence[Message],
+        *,
+        attempt: int,
+        unit: Unit | None,
+        publish: Publish,
+        resources: Mapping[str, Any],
     ) -> None:
-        self.message = message
+        self.messages = messages
+        self.message = messages[0]
         self.attempt = attempt
         self.unit = unit
         self.resources = resources
@@ -56,6 +64,16 @@ class Context(Generic[Tx]):
         return self._envelope
 
     @property
+    def envelopes(self) -> Sequence[Envelope]:
+        """The context attributes of each event of a batch, in its order."""
+        return [envelope_of(message.headers) for message in self.messages]
+
+    @property
+    def several(self) -> bool:
+        """Whether this is a batch of more than one."""
+        return len(self.messages) > 1
+
+    @property
     def tx(self) -> Tx:
         """The transaction of the service's store, begun at its first use; what it writes, happens once.
 
@@ -67,15 +85,16 @@ class Context(Generic[Tx]):
         tx: Tx = self.unit.tx
         return tx
 
-    async def publish(self, event: object, *, delay: timedelta = ZERO) -> str:
+    async def publish(self, event: object, *, delay: timedelta = ZERO, at: datetime | None = None) -> str:
         """Publish an integration event with this unit, or run a domain event's handlers inside it, now.
 
-        Returns the new event's id. An integration event leaves when, and only if, the unit commits.
+        Returns the new event's id. An integration event leaves when, and only if, the unit commits, and not
+        before *delay* has passed or the moment *at* has come; then it joins its key's order.
 
         Raises:
             ConfigurationError: not an event, a delay the service cannot keep, or a value that cannot travel.
         """
-        return await self._publish(self, event, delay)
+        return await self._publish(self, event, delay, at)
 
     @property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:
@@ -131,9 +150,10 @@ class SyncContext(Generic[Tx]):
         tx: Tx = unit.sync_tx
         return tx
 
-    def publish(self, event: object, *, delay: timedelta = ZERO) -> str:
+    def publish(self, event: object, *, delay: timedelta = ZERO, at: datetime | None = None) -> str:
         """Publish with this unit; see `Context.publish`."""
-        return asyncio.run_coroutine_threadsafe(self._context.publish(event, delay=delay), self._loop).result()
+        publishing = self._context.publish(event, delay=delay, at=at)
+        return asyncio.run_coroutine_threadsafe(publishing, self._loop).result()
 
 
 async def _begun(unit: Unit) -> None:

@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import Awaitable, Mapping, Sequence
 from datetime import timedelta
 from hashlib import blake2b
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 
-from tidewire.errors import AlreadyMarked, ConfigurationError, DecodeError, LaneFenced, StoreRefused, StoreUnavailable
+from tidewire.errors import AlreadyMarked, DecodeError, LaneFenced, StoreRefused, StoreUnavailable
 from tidewire.model import (
     DeadLetter,
     Delivery,
@@ -25,15 +25,13 @@ from tidewire.model import (
 )
 from tidewire.protocols import Store
 from tidewire.rules.cloudevents import from_structured, is_structured
-from tidewire.rules.events import definition_of
 from tidewire.rules.letters import DISCARDED, FAILURE, failure_in
-from tidewire.rules.outgoing import cause_in, derived_id
 from tidewire.rules.retry import RetryBudget, decide, remember
 from tidewire.runtime.context import Context
+from tidewire.runtime.outgoing import Outgoing
 from tidewire.runtime.parts import Parts
 from tidewire.runtime.plan import Bound, Plan, Route
-from tidewire.runtime.producer import Publisher
-from tidewire.runtime.work import Ran, Work
+from tidewire.runtime.work import Ran, Together, Work
 
 __all__ = ["Pipeline"]
 
@@ -48,15 +46,14 @@ class Pipeline:
         *,
         group: str,
         plan: Plan,
-        publisher: Publisher,
+        outgoing: Outgoing,
         store: Store | None,
         parts: Parts,
         resources: Mapping[str, Any],
     ) -> None:
         self._group = group
-        self._plan = plan
         self._routes = plan.routes
-        self._publisher = publisher
+        self._outgoing = outgoing
         self._store = store
         self._clock = parts.clock
         self._jitter = parts.jitter
@@ -153,7 +150,11 @@ class Pipeline:
         unit = None if store is None else store.unit(self.guards.get(delivery.lane), label=route.type)
         failures = 0 if work.failure is None else work.failure.failures
         context: Context[Any] = Context(
-            message, attempt=delivery.attempt + failures, unit=unit, publish=self._publish, resources=self._resources
+            [message],
+            attempt=delivery.attempt + failures,
+            unit=unit,
+            publish=self._outgoing.publish,
+            resources=self._resources,
         )
         bound: Bound | None = None
         work.cancellable = True
@@ -161,7 +162,7 @@ class Pipeline:
             for bound in work.todo:
                 returned = await bound.call(event, context)
                 if returned is not None:
-                    await self._publish_returned(context, returned, bound)
+                    await self._outgoing.publish_returned(context, returned, bound.name)
                 if store is not None and unit is not None:
                     await store.inbox.mark(unit, self._mark(message, bound), _digest(message.body))
             ran = Ran(_HANDLED, messages=context.outgoing) if unit is None else Ran(_HANDLED, await unit.seal())
@@ -173,17 +174,56 @@ class Pipeline:
                 await unit.rollback()
             return await self._failed(work, error, bound)
 
+    async def process_batch(self, works: Sequence[Work]) -> Ran | None:
+        """Run the one handler of *works*, all of one lane, over their events in one unit, and say what came of it.
+
+        None: something is wrong with one of them or with all; they are to be run one by one, each with its own
+        outcome, and this run counts for none. Raises only when cancelled.
+        """
+        lead = works[0]
+        route = lead.route
+        assert route is not None
+        messages = [work.delivery.message for work in works]
+        try:
+            events = [route.decoders[one.headers.get("ce-schemaversion", "1")](one.body) for one in messages]
+        except (KeyError, DecodeError):
+            return None
+        bound = route.handlers[0]
+        store = self._store
+        unit = None if store is None else store.unit(self.guards.get(lead.delivery.lane), label=route.type)
+        attempt = max(work.delivery.attempt for work in works)
+        context: Context[Any] = Context(
+            messages, attempt=attempt, unit=unit, publish=self._outgoing.publish, resources=self._resources
+        )
+        lead.cancellable = True
+        try:
+            returned = await bound.call_many(events, context)
+            if returned is not None:
+                await self._outgoing.publish_returned(context, returned, bound.name)
+            if store is None or unit is None:
+                return Ran(_HANDLED)
+            for message in messages:
+                await store.inbox.mark(unit, self._mark(message, bound), _digest(message.body))
+            return Ran(_HANDLED, Together(await unit.seal()))
+        except (Exception, asyncio.CancelledError, SystemExit) as error:
+            lead.cancellable = False
+            if unit is not None:
+                await unit.rollback()
+            return self._batch_failed(works, _own_failure(lead, error), bound)
+        finally:
+            lead.cancellable = False
+
+    def _batch_failed(self, works: Sequence[Work], error: BaseException, bound: Bound) -> Ran | None:
+        if isinstance(error, LaneFenced):
+            for work in works:
+                work.gone = True
+            return Ran(_HANDLED)
+        outcome = decide(error, failures=0, policy=bound.handler.retry, jitter=self._jitter)
+        return Ran(outcome) if isinstance(outcome, Unavailable) else None
+
     async def _failed(self, work: Work, error: BaseException, bound: Bound | None) -> Ran:
         """Turn what was raised into an outcome. Cancellation by us rises; a handler's own is its failure."""
-        if isinstance(error, asyncio.CancelledError):
-            task = asyncio.current_task()
-            if work.timed_out and task is not None:
-                work.timed_out = False
-                task.uncancel()
-                seconds = work.route.seconds_max if work.route is not None else 0
-                error = TimeoutError(f"the handler ran longer than its timeout of {timedelta(seconds=seconds)}")
-            if task is not None and task.cancelling():
-                raise error
+        error = _own_failure(work, error)
         if isinstance(error, AlreadyMarked):
             return Ran(_HANDLED, await self._what_is_open())
         if isinstance(error, LaneFenced):
@@ -230,47 +270,20 @@ class Pipeline:
         """Note that *count* events were handled, for the retry budget."""
         self._budget.earn(count)
 
-    # --- publishing from a handler ----------------------------------------------------------------------------
 
-    async def _publish(self, context: Context[Any], event: object, delay: timedelta) -> str:
-        definition = definition_of(type(event))
-        if definition.kind == "domain":
-            await self._emit(context, event)
-            return ""
-        headers = context.message.headers
-        not_before = None if delay == timedelta(0) else self._clock.now_us() + delay // timedelta(microseconds=1)
-        event_id = ""
-        if context.unit is None:
-            source, cause_id = context.message.source, context.message.id
-            event_id = derived_id(source, cause_id, self._group, len(context.outgoing))
-        message = self._publisher.message(
-            event, event_id=event_id, cause=cause_in(headers, context.message.id), not_before=not_before
-        )
-        if context.unit is None or self._store is None:
-            await self._publisher.ensure_topics([message])
-            context.outgoing.append(message)
-        else:
-            await context.unit.begin()
-            await self._store.outbox.put(context.unit, [message])
-        return message.id
-
-    async def _publish_returned(self, context: Context[Any], returned: Any, bound: Bound) -> None:
-        several = isinstance(returned, (list, tuple))
-        events = cast("Sequence[Any]", returned) if several else (returned,)
-        for event in events:
-            try:
-                await self._publish(context, event, timedelta(0))
-            except ConfigurationError as error:
-                raise ConfigurationError(
-                    f"{self._group}.{bound.name} returned what cannot be published: {error.message}", hint=error.hint
-                ) from error
-
-    async def _emit(self, context: Context[Any], event: object) -> None:
-        """Run a domain event's handlers here and now, inside the unit of *context*."""
-        for bound in self._plan.domain.get(type(event), ()):
-            returned = await bound.call(event, context)
-            if returned is not None:
-                await self._publish_returned(context, returned, bound)
+def _own_failure(work: Work, error: BaseException) -> BaseException:
+    """Return what a handler failed with: a cancellation that is its timeout's becomes one; one that is ours rises."""
+    if not isinstance(error, asyncio.CancelledError):
+        return error
+    task = asyncio.current_task()
+    if work.timed_out and task is not None:
+        work.timed_out = False
+        task.uncancel()
+        seconds = work.route.seconds_max if work.route is not None else 0
+        error = TimeoutError(f"the handler ran longer than its timeout of {timedelta(seconds=seconds)}")
+    if task is not None and task.cancelling():
+        raise error
+    return error
 
 
 def _digest(body: bytes) -> bytes:

@@ -22,10 +22,11 @@ __all__ = ["Bound", "Plan", "Route", "compile_plan"]
 
 
 class Bound(msgspec.Struct, frozen=True, kw_only=True):
-    """A handler ready to be called, with every default resolved."""
+    """A handler ready to be called, with every default resolved. *call_many* takes a list of events."""
 
     handler: Handler
     call: Handle
+    call_many: Handle
     on_dead_letter: OnDeadLetter
 
     @property
@@ -35,7 +36,11 @@ class Bound(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Route(msgspec.Struct, frozen=True, kw_only=True):
-    """What this service does with events of one type: how to decode each version, and who handles them."""
+    """What this service does with events of one type: how to decode each version, and who handles them.
+
+    *batch*: how many events its one handler takes at a time, 1 where it takes no list; *batch_seconds*: how long it
+    waits for that many.
+    """
 
     type: str
     topic: str
@@ -43,6 +48,8 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
     decoders: dict[str, Callable[[bytes], Any]]
     handlers: Sequence[Bound]
     seconds_max: float
+    batch: int
+    batch_seconds: float
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,9 +78,7 @@ def compile_plan(
     domain: dict[type, list[Bound]] = {}
     for handler in service.handlers:
         if handler.event.kind == "domain":
-            domain.setdefault(handler.event.cls, []).append(
-                Bound(handler=handler, call=_call(service, handler, executor), on_dead_letter="continue")
-            )
+            domain.setdefault(handler.event.cls, []).append(_bound(service, handler, executor, on_dead="continue"))
         else:
             by_type.setdefault(handler.event.type, []).append(handler)
     ordered = _ordered_topics(by_type.values())
@@ -92,10 +97,11 @@ def compile_plan(
             ordering=ordering,
             decoders=decoders(event, codec_for(event.cls), service.upcasts),
             handlers=[
-                Bound(handler=h, call=_call(service, h, executor), on_dead_letter=h.on_dead_letter or on_dead)
-                for h in handlers
+                _bound(service, handler, executor, on_dead=handler.on_dead_letter or on_dead) for handler in handlers
             ],
-            seconds_max=sum((h.timeout for h in handlers), ZERO).total_seconds(),
+            seconds_max=sum((handler.timeout for handler in handlers), ZERO).total_seconds(),
+            batch=max(handlers[0].batch, 1),
+            batch_seconds=handlers[0].batch_wait.total_seconds(),
         )
     if problems:
         raise ConfigurationError("; ".join(problems), hint="each is named with its handler; see docs/services.md")
@@ -133,6 +139,8 @@ def _problems(
                 f"{where}: ordered and without a store, so what follows a dead letter goes on; "
                 f'say on_dead_letter="continue", or give the service a store'
             )
+        if len(handlers) > 1 and handler.batch:
+            problems.append(f"{where}: a batch handler must be the only one of its event in a service")
         if len(handlers) > 1 and not has_store and not handler.repeatable:
             problems.append(
                 f"{where}: {len(handlers)} handlers of {first.type} without a store: when one fails all run again; "
@@ -141,12 +149,17 @@ def _problems(
     return problems
 
 
-def _call(service: Service, handler: Handler, executor: Executor) -> Handle:
-    """Return the one callable for a handler: adapted to its shape, inside its middleware, outermost first."""
+def _bound(service: Service, handler: Handler, executor: Executor, *, on_dead: OnDeadLetter) -> Bound:
+    """Return the handler ready to be called: adapted to its shape, inside its middleware, outermost first."""
     call = _shaped(handler, executor)
     for wrap in reversed([*service.middleware, *handler.middleware]):
         call = wrap(call)
-    return call
+    call_one = partial(_as_batch, call) if handler.batch else call
+    return Bound(handler=handler, call=call_one, call_many=call, on_dead_letter=on_dead)
+
+
+async def _as_batch(call: Handle, event: Any, context: Context[Any]) -> Any:
+    return await call([event], context)
 
 
 def _shaped(handler: Handler, executor: Executor) -> Handle:

@@ -70,7 +70,7 @@ class Publisher:
             ConfigurationError: not an event, a value that cannot travel, a *tx* of another database, or a delay
                 that this broker cannot keep without a store.
         """
-        not_before = self._not_before(delay, at)
+        not_before = self.not_before(delay, at)
         message = self.message(event, event_id=id, not_before=not_before, headers=headers)
         if tx is None:
             await self.send([message])
@@ -149,7 +149,14 @@ class Publisher:
             )
         return unit
 
-    def _not_before(self, delay: timedelta, at: datetime | None) -> int | None:
+    def not_before(self, delay: timedelta, at: datetime | None) -> int | None:
+        """Return when an event may leave, in microseconds since 1970, or None: at once.
+
+        Raises:
+            ConfigurationError: a negative *delay*, an *at* without a time zone, or both.
+        """
+        if at is not None and delay != ZERO:
+            raise ConfigurationError("publish takes delay=… or at=…, not both")
         if at is not None:
             try:
                 return microseconds(at)

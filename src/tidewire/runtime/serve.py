@@ -20,6 +20,7 @@ from tidewire.kit.groups import first_error
 from tidewire.model import Subscription
 from tidewire.protocols import Receiver, Store, Transport
 from tidewire.runtime.consumer import Consumer, Limits
+from tidewire.runtime.outgoing import Outgoing
 from tidewire.runtime.parts import Parts, with_remembered_codecs
 from tidewire.runtime.pipeline import Pipeline
 from tidewire.runtime.plan import compile_plan
@@ -114,8 +115,9 @@ async def running(
         if names:
             await house.topology.prepare(service.name, names)
         resources = await stack.enter_async_context(service.open_resources())
+        outgoing = Outgoing(service.name, publisher, store, plan.domain)
         pipeline = Pipeline(
-            group=service.name, plan=plan, publisher=publisher, store=store, parts=parts, resources=resources
+            group=service.name, plan=plan, outgoing=outgoing, store=store, parts=parts, resources=resources
         )
         subscribers = [
             house.subscriber(service, pipeline, ordering=ordering, topics=topics, member=member)

@@ -45,6 +45,8 @@ class Handler(msgspec.Struct, frozen=True, kw_only=True):
     on_dead_letter: OnDeadLetter | None
     repeatable: bool
     middleware: Sequence[Middleware]
+    batch: int = 0
+    batch_wait: timedelta = ZERO
 
 
 class Service:
@@ -93,6 +95,8 @@ class Service:
         on_dead_letter: OnDeadLetter | None = None,
         repeatable: bool = False,
         middleware: Sequence[Middleware] = (),
+        batch: int = 0,
+        batch_wait: timedelta = ZERO,
     ) -> Callable[[F], F]:
         """Register a handler for *event*: ``(event)`` or ``(event, context)``, ``async def`` or ``def``.
 
@@ -102,6 +106,10 @@ class Service:
         *timeout* makes a longer run a failure. *repeatable* says that a repeat does no harm, which several
         handlers of one event need in a service without a store. A domain event's handlers run inside the unit
         that published it; delivery options do not apply to them.
+
+        With *batch* the handler takes a list of up to that many events, which have waited at most *batch_wait*
+        for one another, in one unit; no two of them have the same key, and all come from one lane. If it fails,
+        each event is handled again alone, in a list of one, and only that is counted.
 
         Raises:
             ConfigurationError: not an event, a function of another shape, or a name that is taken.
@@ -121,8 +129,11 @@ class Service:
                 on_dead_letter=on_dead_letter,
                 repeatable=repeatable,
                 middleware=tuple(middleware),
+                batch=batch,
+                batch_wait=batch_wait,
             )
             self._check(handler)
+            self._check_batch(handler)
             self.handlers.append(handler)
             return function
 
@@ -162,6 +173,29 @@ class Service:
                 f"{self.name}.{handler.name}: ordering by key, but {handler.event.type} declares no key",
                 hint='add key="…" to its @event',
             )
+
+    def _check_batch(self, handler: Handler) -> None:
+        where, takes_list = f"{self.name}.{handler.name}", _takes_list(handler.function)
+        if (handler.batch and takes_list is False) or (takes_list and not handler.batch):
+            raise ConfigurationError(
+                f"{where}: a handler with batch=… takes a list of events, and no other does",
+                hint="annotate it as list[YourEvent] and say batch=100, or take one event",
+            )
+        if handler.batch and handler.event.kind == "domain":
+            raise ConfigurationError(f"{where}: a domain event is handled at once, it cannot wait for a batch")
+        if not 0 <= handler.batch <= self.prefetch or not ZERO <= handler.batch_wait <= timedelta(minutes=1):
+            raise ConfigurationError(
+                f"{where}: batch is from 1 to the service's prefetch ({self.prefetch}), batch_wait at most a minute"
+            )
+
+
+def _takes_list(function: Callable[..., Any]) -> bool | None:
+    """Whether the first parameter is annotated as a list; None where it is not annotated."""
+    first = next(iter(inspect.signature(function).parameters.values()))
+    if first.annotation is first.empty:
+        return None
+    text = first.annotation if isinstance(first.annotation, str) else str(first.annotation)
+    return text.lower().removeprefix("typing.").startswith(("list[", "sequence["))
 
 
 def _takes_context(function: Callable[..., Any], service: str) -> bool:

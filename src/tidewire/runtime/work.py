@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Generator, Sequence
+from typing import Any
 
 import msgspec
 
+from tidewire.errors import AlreadyMarked, TransactionLost
 from tidewire.model import DeadLetter, Delivery, Failure, Handled, Message, Outcome
 from tidewire.rules.lanes import Key, State
 from tidewire.runtime.plan import Bound, Route
 
-__all__ = ["Ran", "Work"]
+__all__ = ["Ran", "Together", "Work"]
 
 
 class Work:
@@ -19,13 +21,14 @@ class Work:
     *todo*: the handlers that have not taken effect. *verdict*: given up before it ran (undecodable, unknown
     version …). *discarded*: an operator's note that nobody is to wait for it any more. *failure*: its failed
     attempts so far; *stored*: whether the store remembers something of it. *held_row*: it has a row among the held
-    keys, to be freed when it is handled. *started*: its start as a suspect was written down in this life.
-    *cancellable*: its handlers are running, so that a timeout may cancel them.
+    keys, to be freed when it is handled. *single*: it was in a batch that failed, so it runs in none. *started*:
+    its start as a suspect was written down in this life. *cancellable*: its handlers are running, so that a timeout
+    may cancel them.
     """
 
     __slots__ = (
         "alone", "cancellable", "delivery", "discarded", "failure", "gone", "held_row", "held_since", "key",
-        "outgoing", "retry_at", "route", "started", "state", "stored", "timed_out", "todo", "verdict",
+        "outgoing", "retry_at", "route", "single", "started", "state", "stored", "timed_out", "todo", "verdict",
     )  # fmt: skip
 
     def __init__(self, delivery: Delivery, key: Key | None) -> None:
@@ -44,6 +47,7 @@ class Work:
         self.held_since = 0.0
         self.retry_at = 0.0
         self.outgoing: Sequence[Message] = ()
+        self.single = False
         self.started = False
         self.cancellable = False
         self.timed_out = False
@@ -65,3 +69,29 @@ class Ran(msgspec.Struct, frozen=True, gc=False):
     def handled(self) -> bool:
         """Whether the handlers ended well; the commit may still fail."""
         return type(self.outcome) is Handled
+
+
+class Together:
+    """The commit that the works of a batch share: awaited once, answered to each of them in turn.
+
+    A mark that turns out to exist undoes the whole batch, so that is the loss of its transaction, not one's success.
+    """
+
+    __slots__ = ("_answer", "_durable", "_known")
+
+    def __init__(self, durable: Awaitable[None]) -> None:
+        self._durable = durable
+        self._known = False
+        self._answer: Exception | None = None
+
+    def __await__(self) -> Generator[Any, None, None]:
+        if not self._known:
+            try:
+                yield from self._durable.__await__()
+            except AlreadyMarked as error:
+                self._answer = TransactionLost(f"one event of the batch had taken effect before: {error.message}")
+            except Exception as error:
+                self._answer = error
+            self._known = True
+        if self._answer is not None:
+            raise self._answer

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any, Protocol
 
+from tidewire.model import Handled, Unavailable
 from tidewire.rules.lanes import Schedule
 from tidewire.runtime.isolated import Isolated
 from tidewire.runtime.work import Ran, Work
@@ -13,6 +15,7 @@ from tidewire.runtime.work import Ran, Work
 __all__ = ["Workers"]
 
 _SLICE, _SOON = 0.004, 0.0005
+_LOST = Ran(Handled())
 
 
 class Decider(Protocol):
@@ -38,6 +41,10 @@ class Decider(Protocol):
         """They did not."""
         ...
 
+    def down(self, error: BaseException) -> None:
+        """Something that everybody needs is down."""
+        ...
+
 
 class Worker:
     """One task, and what the timer needs to know of it."""
@@ -49,6 +56,28 @@ class Worker:
         self.wake: asyncio.Future[None] | None = None
         self.work: Work | None = None
         self.until = 0.0
+
+
+class Gathering:
+    """A batch that waits for more of its kind; *full* is resolved when it need not wait any longer."""
+
+    __slots__ = ("full", "most", "works")
+
+    def __init__(self, first: Work, most: int, full: asyncio.Future[None]) -> None:
+        self.works = [first]
+        self.most = most
+        self.full = full
+
+    def add(self, work: Work) -> None:
+        """Take one more in; the last one that fits ends the wait."""
+        self.works.append(work)
+        if len(self.works) >= self.most:
+            self.hurry()
+
+    def hurry(self) -> None:
+        """Wait no longer."""
+        if not self.full.done():
+            self.full.set_result(None)
 
 
 class Workers:
@@ -64,12 +93,15 @@ class Workers:
         decider: Decider,
         *,
         process: Callable[[Work], Coroutine[Any, Any, Ran]],
+        process_batch: Callable[[Sequence[Work]], Coroutine[Any, Any, Ran | None]],
         concurrency: int,
         saturated: Callable[[], bool],
     ) -> None:
         self._schedule = schedule
         self._decider = decider
         self._process = process
+        self._process_batch = process_batch
+        self._gatherings: dict[tuple[str, str], Gathering] = {}
         self._concurrency = concurrency
         self._saturated = saturated
         self._loop = asyncio.get_running_loop()
@@ -118,6 +150,11 @@ class Workers:
         self._later = None
         self.wake()
 
+    def hurry(self) -> None:
+        """Let batches that wait for more begin with what they have."""
+        for gathering in self._gatherings.values():
+            gathering.hurry()
+
     def wake_all(self) -> None:
         """Let every idle worker look for work."""
         for _ in range(len(self._idle) + 1):
@@ -146,25 +183,93 @@ class Workers:
                 yield_at = started + _SLICE
             if decider.special(work) and not await decider.prepare(work):
                 continue
-            worker.work = work
-            worker.until = started + (work.route.seconds_max if work.route is not None else 0.0)
-            if self._timer is None or worker.until < self._timer.when():
-                self._arm(worker.until)
+            if work.route is not None and work.route.batch > 1 and not work.single and not work.alone:
+                await self._work_batch(worker, work)
+                continue
+            self._begin(worker, work, started)
             ran = await Isolated(self._process(work), self.wake)
-            worker.work = None
-            if work.timed_out:
-                self._swallowed(worker, work)
+            self._end(worker, work)
             schedule.conclude(work)
             if ran.handled:
                 decider.handled(work, ran, clock() - started)
             else:
                 await decider.not_handled(work, ran)
 
-    def _swallowed(self, worker: Worker, work: Work) -> None:
-        """The time-out came and the handler went on all the same, to its end: what it did counts."""
-        work.timed_out = False
-        if worker.task is not None:
-            worker.task.uncancel()
+    def _begin(self, worker: Worker, work: Work, now: float) -> None:
+        """Start the clock of a handler that is about to run."""
+        worker.work = work
+        worker.until = now + (work.route.seconds_max if work.route is not None else 0.0)
+        if self._timer is None or worker.until < self._timer.when():
+            self._arm(worker.until)
+
+    def _end(self, worker: Worker, work: Work) -> None:
+        """Stop it. If the time-out came and the handler went on all the same, to its end, what it did counts."""
+        worker.work = None
+        if work.timed_out:
+            work.timed_out = False
+            if worker.task is not None:
+                worker.task.uncancel()
+
+    # --- batches ------------------------------------------------------------------------------------------------
+
+    async def _work_batch(self, worker: Worker, first: Work) -> None:
+        """Run *first* with as many of its kind as are there, or come in time; one by one if that fails."""
+        works = await self._gather(first)
+        if not works:
+            return
+        started = self._loop.time()
+        lead = works[0]
+        self._begin(worker, lead, started)
+        ran = None if lead.gone else await Isolated(self._process_batch(works), self.wake)
+        self._end(worker, lead)
+        if ran is not None and isinstance(ran.outcome, Unavailable):
+            self._again(works)
+            self._decider.down(ran.outcome.error)
+        elif ran is None and not lead.gone:
+            for work in works:
+                work.single = True
+            self._again(works)
+        else:
+            for work in works:
+                self._schedule.conclude(work)
+                self._decider.handled(work, ran or _LOST, self._loop.time() - started)
+
+    def _again(self, works: Sequence[Work]) -> None:
+        for work in reversed(works):
+            self._schedule.conclude(work)
+            self._schedule.back(work)
+        self.wake_all()
+
+    async def _gather(self, first: Work) -> list[Work]:
+        """Return *first* and others of its type and lane, none of which needs special treatment; empty if another
+        worker is gathering and has taken it along."""
+        route, lane = first.route, first.delivery.lane
+        assert route is not None
+        kind = (route.type, lane)
+        other = self._gatherings.get(kind)
+        if other is not None and len(other.works) < other.most:
+            other.add(first)
+            return []
+        gathering = Gathering(first, route.batch, self._loop.create_future())
+        like = partial(_like, route.type, lane)
+        for work in self._schedule.take_like(like, route.batch - 1):
+            gathering.add(work)
+        if route.batch_seconds > 0 and not gathering.full.done() and not self._decider.halted():
+            self._gatherings[kind] = gathering
+            self.wake()
+            try:
+                async with asyncio.timeout(route.batch_seconds):
+                    await gathering.full
+            except TimeoutError:
+                pass
+            finally:
+                if self._gatherings.get(kind) is gathering:
+                    del self._gatherings[kind]
+        return [
+            work
+            for work in gathering.works
+            if work is first or not self._decider.special(work) or await self._decider.prepare(work)
+        ]
 
     def _arm(self, when: float) -> None:
         if self._timer is not None:
@@ -188,3 +293,7 @@ class Workers:
                 worker.task.cancel()
         if later:
             self._arm(min(later))
+
+
+def _like(type_: str, lane: str, work: Work) -> bool:
+    return work.route is not None and work.route.type == type_ and work.delivery.lane == lane and not work.single
