@@ -47,6 +47,7 @@ SEPARATE = frozenset({"transports", "stores", "registries", "middleware"})
 # Other people's packages, and where they may be imported; msgspec may be used everywhere.
 CLIENTS: dict[str, str] = {
     "apsw": "tidewire.kit.",  # a newer SQLite for whoever asks for tidewire[apsw]
+    "cronsim": "tidewire.rules.recurrence",  # cron expressions, for whoever asks for tidewire[cron]
     "starlette": "tidewire.cli.demo.",  # the shop takes orders over HTTP
     "uvicorn": "tidewire.cli.demo.",  # and serves them
 }

@@ -40,13 +40,14 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
         "src/tidewire/cli/target.py::_import",
     ): "importing a user's module may raise anything; it is told with its place",
     # Seams that say a composite key in its natural order.
-    ("positional", "src/tidewire/protocols.py"): "group, source, event id is one key, said in its one order",
+    ("positional", "src/tidewire/protocols/"): "group, source, event id is one key, said in its one order",
     ("positional", "src/tidewire/stores/"): "as the seams: group, source, event id is one key",
     ("positional", "src/tidewire/transports/memory/"): "as the seams: topic and group name one thing",
     ("positional", "src/tidewire/transports/sqlite/"): "rows are named by (sub, lane) and written on a connection",
     ("positional", "src/tidewire/kit/sqlite_errors.py"): "error, place, classes: the table's row",
     ("positional", "src/tidewire/rules/outgoing.py"): "source, id, handler, ordinal are the cause's one name",
     ("positional", "src/tidewire/rules/upcasts.py"): "type, its codec, its steps: called from one place",
+    ("positional", "src/tidewire/runtime/outgoing.py"): "context, event, delay, at: called for every event published",
     ("positional", "src/tidewire/runtime/plan.py"): "private steps of one compilation",
     ("positional", "src/tidewire/runtime/holds.py"): "what, where, until when",
     ("positional", "src/tidewire/runtime/consumer.py"): "implements the workers' `Decider`",
@@ -58,7 +59,7 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     ("parameters", "src/tidewire/runtime/service.py::Service.on"): "one keyword per promise a handler can ask for",
     ("parameters", "src/tidewire/transports/sqlite/lanes.py"): "the columns of a lane",
     # Typing holes.
-    ("typing", "src/tidewire/protocols.py"): "events and native handles are the user's own types",
+    ("typing", "src/tidewire/protocols/"): "events and native handles are the user's own types",
     ("typing", "src/tidewire/__init__.py"): "a module's __getattr__ returns whatever the name is",
     ("typing", "src/tidewire/runtime/"): "events, returned events and native handles are the user's own types",
     ("typing", "src/tidewire/rules/events.py"): "an event is the user's own class",
@@ -73,10 +74,9 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     # Errors are caught whole where one place decides what they mean, or where a half-done act is undone and they rise.
     ("broad except", "src/tidewire/codecs/json.py"): "a decoder raises DecodeError and nothing else (R13)",
     ("broad except", "src/tidewire/rules/upcasts.py"): "an upcast is the user's code; its failure is a DecodeError",
-    (
-        "broad except",
-        "src/tidewire/runtime/pipeline.py::Pipeline.process",
-    ): "makes outcomes of errors",
+    ("broad except", "src/tidewire/runtime/pipeline.py"): "makes outcomes of errors",
+    ("broad except", "src/tidewire/runtime/recurring.py"): "the user's function: rolled back, told, tried again",
+    ("broad except", "src/tidewire/runtime/work.py"): "one commit's error is answered to each of its works",
     ("broad except", "src/tidewire/runtime/isolated.py"): "passes into the coroutine what is thrown into the task",
     ("broad except", "src/tidewire/runtime/subscriber.py"): "a membership that fails is counted, told and begun anew",
     ("broad except", "src/tidewire/runtime/serve.py"): "what the block raises rises after the drain",

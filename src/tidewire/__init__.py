@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         TidewireError,
     )
     from tidewire.rules.events import domain_event, event
+    from tidewire.rules.recurrence import Cron, Every
     from tidewire.rules.retry import Retry
     from tidewire.rules.upcasts import upcast
     from tidewire.runtime.context import Context, SyncContext
@@ -35,8 +36,10 @@ if TYPE_CHECKING:
 __all__ = [
     "ConfigurationError",
     "Context",
+    "Cron",
     "DecodeError",
     "Emitter",
+    "Every",
     "Middleware",
     "MissingExtra",
     "Options",
@@ -65,6 +68,7 @@ _HOMES = {
         "ConfigurationError DecodeError MissingExtra PublishRejected PublishUnknown Reject RetryAfter TidewireError"
     ),
     "rules.events": "domain_event event",
+    "rules.recurrence": "Cron Every",
     "rules.retry": "Retry",
     "rules.upcasts": "upcast",
     "runtime.context": "Context SyncContext",

@@ -24,9 +24,9 @@ class Outgoing:
     def __init__(
         self, group: str, publisher: Publisher, store: Store | None, domain: Mapping[type, Sequence[Bound]]
     ) -> None:
-        self._group = group
+        self.group = group
         self._publisher = publisher
-        self._store = store
+        self.store = store
         self._domain = domain
 
     async def publish(
@@ -42,12 +42,12 @@ class Outgoing:
             cause=cause_in(context.message.headers, context.message.id),
             not_before=self._publisher.not_before(delay, at),
         )
-        if context.unit is None or self._store is None:
+        if context.unit is None or self.store is None:
             await self._publisher.ensure_topics([message])
             context.outgoing.append(message)
         else:
             await context.unit.begin()
-            await self._store.outbox.put(context.unit, [message])
+            await self.store.outbox.put(context.unit, [message])
         return message.id
 
     async def publish_returned(self, context: Context[Any], returned: Any, name: str) -> None:
@@ -63,17 +63,17 @@ class Outgoing:
                 await self.publish(context, event)
             except ConfigurationError as error:
                 raise ConfigurationError(
-                    f"{self._group}.{name} returned what cannot be published: {error.message}", hint=error.hint
+                    f"{self.group}.{name} returned what cannot be published: {error.message}", hint=error.hint
                 ) from error
 
     def _derived_id(self, context: Context[Any]) -> str:
         """Without a store a handler may run twice for one event: what it publishes then has the same ids."""
         if context.several:
             raise ConfigurationError(
-                f"{self._group}: a batch handler publishes only in a service with a store",
+                f"{self.group}: a batch handler publishes only in a service with a store",
                 hint="its batches differ from run to run, so a repeat could not be recognised",
             )
-        return derived_id(context.message.source, context.message.id, self._group, len(context.outgoing))
+        return derived_id(context.message.source, context.message.id, self.group, len(context.outgoing))
 
     async def _run_handlers(self, context: Context[Any], event: object) -> None:
         """Run a domain event's handlers here and now, inside the unit of *context*."""

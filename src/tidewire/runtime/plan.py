@@ -16,7 +16,7 @@ from tidewire.model import ZERO, Capabilities
 from tidewire.protocols import Codec
 from tidewire.rules.upcasts import decoders
 from tidewire.runtime.context import Context, SyncContext
-from tidewire.runtime.service import Handle, Handler, OnDeadLetter, Ordering, Service
+from tidewire.runtime.service import Handle, Handler, OnDeadLetter, Ordering, Recurring, Service
 
 __all__ = ["Bound", "Plan", "Route", "compile_plan"]
 
@@ -53,11 +53,12 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """Routes by event type, topics by ordering, and the handlers of domain events by class."""
+    """Routes by event type, topics by ordering, the handlers of domain events by class, and recurring runs."""
 
     routes: dict[str, Route]
     topics: dict[Ordering, list[str]]
     domain: dict[type, list[Bound]]
+    recurring: Sequence[tuple[Recurring, Handle]]
 
 
 def compile_plan(
@@ -103,9 +104,12 @@ def compile_plan(
             batch=max(handlers[0].batch, 1),
             batch_seconds=handlers[0].batch_wait.total_seconds(),
         )
+    if service.recurring and not has_store:
+        problems.append(f"{service.name}: recurring runs need a store, which remembers when they are due")
+    recurring = [(one, _shaped(one, executor)) for one in service.recurring]
     if problems:
         raise ConfigurationError("; ".join(problems), hint="each is named with its handler; see docs/services.md")
-    return Plan(routes=routes, topics=topics, domain=domain)
+    return Plan(routes=routes, topics=topics, domain=domain, recurring=recurring)
 
 
 def _ordered_topics(by_type: Any) -> set[str]:
@@ -162,7 +166,7 @@ async def _as_batch(call: Handle, event: Any, context: Context[Any]) -> Any:
     return await call([event], context)
 
 
-def _shaped(handler: Handler, executor: Executor) -> Handle:
+def _shaped(handler: Handler | Recurring, executor: Executor) -> Handle:
     function = handler.function
     if handler.blocking:
         return partial(_in_thread, function, handler.takes_context, executor)

@@ -25,6 +25,7 @@ from tidewire.runtime.parts import Parts, with_remembered_codecs
 from tidewire.runtime.pipeline import Pipeline
 from tidewire.runtime.plan import compile_plan
 from tidewire.runtime.producer import Publisher
+from tidewire.runtime.recurring import RecurringTask
 from tidewire.runtime.relay import Relay
 from tidewire.runtime.service import Ordering, Service
 from tidewire.runtime.subscriber import Health, Subscriber
@@ -125,7 +126,11 @@ async def running(
             if topics
         ]
         app = Running(service, publisher, subscribers)
-        async with _live(app, subscribers, house.relay(member), options):
+        timers = [
+            RecurringTask(recurring, call, outgoing=outgoing, parts=parts, resources=resources, owner=member)
+            for recurring, call in plan.recurring
+        ]
+        async with _live(app, subscribers=subscribers, timers=timers, relay=house.relay(member), options=options):
             yield app
 
 
@@ -223,7 +228,12 @@ class House:
 
 @asynccontextmanager
 async def _live(
-    app: Running, subscribers: Sequence[Subscriber], relay: Relay | None, options: Options
+    app: Running,
+    *,
+    subscribers: Sequence[Subscriber],
+    timers: Sequence[RecurringTask],
+    relay: Relay | None,
+    options: Options,
 ) -> AsyncGenerator[None]:
     """Run the tasks of *app* around the block, and stop them in order after it.
 
@@ -233,6 +243,7 @@ async def _live(
     try:
         async with asyncio.TaskGroup() as tasks:
             consuming = [tasks.create_task(subscriber.run()) for subscriber in subscribers]
+            recurring = [tasks.create_task(timer.run()) for timer in timers]
             relaying = None if relay is None else tasks.create_task(relay.run())
             for subscriber in subscribers:
                 await subscriber.joined.wait()  # a subscriber that cannot join ends the group, and this wait
@@ -242,8 +253,14 @@ async def _live(
             except Exception as error:
                 raised = error
             app.stop()
+            for timer in timers:
+                timer.stop()
             if consuming:
                 await asyncio.wait(consuming)
+            if recurring:
+                _, late = await asyncio.wait(recurring, timeout=options.grace.total_seconds())
+                for task in late:
+                    task.cancel()
             if relay is not None and relaying is not None:
                 relay.stop()
                 await asyncio.wait([relaying])

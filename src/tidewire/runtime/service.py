@@ -14,6 +14,7 @@ from tidewire.errors import ConfigurationError
 from tidewire.model import ZERO
 from tidewire.rules.events import EventType, definition_of
 from tidewire.rules.names import check_name
+from tidewire.rules.recurrence import Missed, Recurrence
 from tidewire.rules.retry import Retry
 from tidewire.rules.upcasts import Upcast
 from tidewire.runtime.context import Context
@@ -49,6 +50,19 @@ class Handler(msgspec.Struct, frozen=True, kw_only=True):
     batch_wait: timedelta = ZERO
 
 
+class Recurring(msgspec.Struct, frozen=True, kw_only=True):
+    """One registered function that is called when *rule* is due, its shape resolved once."""
+
+    name: str
+    rule: Recurrence
+    function: Callable[..., Any]
+    takes_context: bool
+    blocking: bool
+    missed: Missed
+    timeout: timedelta
+    retry: Retry
+
+
 class Service:
     """A named set of handlers; as a group on the broker it gets its own copy of every event it asks for.
 
@@ -78,6 +92,7 @@ class Service:
         self.prefetch = prefetch
         self.middleware = tuple(middleware)
         self.handlers: list[Handler] = []
+        self.recurring: list[Recurring] = []
         self.upcasts: list[Upcast] = []
         self._lifespan: Callable[[Service], AbstractAsyncContextManager[Resources]] | None = None
 
@@ -135,6 +150,51 @@ class Service:
             self._check(handler)
             self._check_batch(handler)
             self.handlers.append(handler)
+            return function
+
+        return register
+
+    def recur(
+        self,
+        rule: Recurrence,
+        *,
+        name: str = "",
+        missed: Missed = "latest",
+        timeout: timedelta = timedelta(seconds=60),
+        retry: Retry | None = None,
+    ) -> Callable[[F], F]:
+        """Register a function to be called when *rule* (`Every`, `Cron`) is due: ``(due)`` or ``(due, context)``.
+
+        *due* is the aware time it is for, in UTC. It runs in one process of all that share the store, in a unit:
+        what it writes with ``context.tx`` and what it publishes or returns happens once for each due time, also
+        over crashes. *name* (default: the function's) is what the store remembers it by. *missed* decides about
+        due times that came while nothing ran: ``latest`` (one run, for the last of them), ``all`` (each, in
+        order) or ``skip`` (none that is above a minute late). A run that fails is tried again, with *retry*'s
+        delays, until it succeeds; under ``latest`` and ``skip`` a later due time takes its place.
+
+        Raises:
+            ConfigurationError: a function of another shape, or a name that is taken.
+        """
+
+        def register(function: F) -> F:
+            recurring = Recurring(
+                name=name or getattr(function, "__name__", ""),
+                rule=rule,
+                function=function,
+                takes_context=_takes_context(function, self.name),
+                blocking=not inspect.iscoroutinefunction(function),
+                missed=missed,
+                timeout=timeout,
+                retry=retry or Retry(),
+            )
+            check_name(recurring.name, "handler")
+            if any(other.name == recurring.name for other in self.recurring):
+                raise ConfigurationError(
+                    f"{self.name}: two recurring runs are named {recurring.name!r}", hint="give one of them name=…"
+                )
+            if timeout <= ZERO:
+                raise ConfigurationError(f"{self.name}.{recurring.name}: timeout must be above zero")
+            self.recurring.append(recurring)
             return function
 
         return register

@@ -51,9 +51,16 @@ _FIRST = (
         STRICT, WITHOUT ROWID""",
 )
 
+_SECOND = (
+    # Recurring runs: the rule in one line, when it is due next, and whose lease is on it by which boot's ticks.
+    """CREATE TABLE tidewire_timetable (
+        name TEXT PRIMARY KEY, rule TEXT NOT NULL, due INTEGER NOT NULL, owner TEXT NOT NULL, boot TEXT NOT NULL,
+        until INTEGER NOT NULL) STRICT, WITHOUT ROWID""",
+)
+
 STORE = FileKind(
     noun="store",
     application_id=0x74775374,
-    migrations=(_FIRST,),
+    migrations=(_FIRST, _SECOND),
     errors=FileErrors(StoreUnavailable, StoreRefused, TransactionClosed),
 )

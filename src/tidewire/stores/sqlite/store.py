@@ -17,6 +17,7 @@ from tidewire.stores.sqlite.outbox import SqliteBacklog, SqliteOutbox
 from tidewire.stores.sqlite.reading import Reader
 from tidewire.stores.sqlite.records import SqliteAttempts, SqliteHeldKeys, SqliteLanes
 from tidewire.stores.sqlite.schema import STORE
+from tidewire.stores.sqlite.timetable import SqliteTimetable
 from tidewire.stores.sqlite.turns import Turns
 from tidewire.stores.sqlite.unit import SqliteTx, SqliteUnit, SyncSqliteTx
 
@@ -37,7 +38,9 @@ class SqliteStore:
         self._speeds: dict[str, float] = {}
         self.inbox = SqliteInbox(reader, clock, self.unit)
         self.outbox = SqliteOutbox(reader, clock)
-        self.backlog = SqliteBacklog(reader, self.outbox, self.unit, clock, _boot_id())
+        boot = _boot_id()
+        self.backlog = SqliteBacklog(reader, self.outbox, self.unit, clock, boot)
+        self.timetable = SqliteTimetable(reader, self.unit, clock, boot)
         self.attempts = SqliteAttempts(reader, self.unit)
         self.held = SqliteHeldKeys(reader, self.unit)
         self.lanes = SqliteLanes(self.unit)

@@ -1,0 +1,32 @@
+"""The seams: what adapters give and what the runtime builds on, each with its contract in words.
+
+Everything takes and gives batches (a batch of one is a batch). Nothing inherits: an adapter is whatever has
+these members. Every ``async`` member is cancel-safe unless it says otherwise: after a cancelled call the
+adapter is usable, and the effect has happened or has not.
+"""
+
+from __future__ import annotations
+
+from tidewire.protocols.basics import Clock, Codec, Observer
+from tidewire.protocols.broker import Finder, Inspector, Ledger, Receiver, Transport
+from tidewire.protocols.store import Attempts, Backlog, HeldKeys, Inbox, Lanes, Outbox, Store, Timetable, Unit
+
+__all__ = [
+    "Attempts",
+    "Backlog",
+    "Clock",
+    "Codec",
+    "Finder",
+    "HeldKeys",
+    "Inbox",
+    "Inspector",
+    "Lanes",
+    "Ledger",
+    "Observer",
+    "Outbox",
+    "Receiver",
+    "Store",
+    "Timetable",
+    "Transport",
+    "Unit",
+]
