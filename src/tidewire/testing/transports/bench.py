@@ -33,7 +33,7 @@ from tidewire.model import (
     Topic,
     TopicSpec,
 )
-from tidewire.protocols import Inspector, Receiver, Transport
+from tidewire.protocols import Finder, Inspector, Ledger, Receiver, Transport
 from tidewire.testing.transports.clients import Client
 
 __all__ = [
@@ -96,6 +96,16 @@ class Site:
 @runtime_checkable
 class _Inspecting(Inspector, Protocol):
     """What `isinstance` can see of an `Inspector`."""
+
+
+@runtime_checkable
+class _Finding(Finder, Protocol):
+    """What `isinstance` can see of a `Finder`."""
+
+
+@runtime_checkable
+class _Keeping(Ledger, Protocol):
+    """What `isinstance` can see of a `Ledger`."""
 
 
 class Bench:
@@ -170,6 +180,22 @@ class Bench:
         transport: object = self.transport
         if not isinstance(transport, _Inspecting):
             raise SkipTest("capability inspector is false")
+        return transport
+
+    @property
+    def finder(self) -> Finder:
+        """The transport, as one that finds messages by their id; skips the test if it cannot."""
+        transport: object = self.transport
+        if not isinstance(transport, _Finding):
+            raise SkipTest("capability finder is false")
+        return transport
+
+    @property
+    def ledger(self) -> Ledger:
+        """The transport, as one that keeps an audit; skips the test if it cannot."""
+        transport: object = self.transport
+        if not isinstance(transport, _Keeping):
+            raise SkipTest("capability ledger is false")
         return transport
 
     def need(self, **capabilities: bool) -> None:

@@ -13,6 +13,7 @@ from typing import Literal
 from tidewire.clock import SystemClock
 from tidewire.errors import ConfigurationError
 from tidewire.model import (
+    Act,
     Address,
     Change,
     DeadChannel,
@@ -114,6 +115,7 @@ class MemoryBroker:
         self.refuse: Callable[[Message], str | None] | None = None
         self.timeline = Timeline(self.clock)
         self.topics: dict[str, TopicLog] = {}
+        self.acts: list[Act] = []
         self.groups: dict[str, Group] = {}
         # Stores remember the highest epoch of a lane, also over a restart in which this broker forgets everything.
         self._epochs = count(self.clock.now_us())

@@ -11,11 +11,14 @@ from functools import partial
 
 from tidewire.errors import ConfigurationError, TransportClosed, TransportUnavailable
 from tidewire.model import (
+    Act,
     Address,
     Browsed,
     Capabilities,
     Change,
     Delivery,
+    Found,
+    GroupInfo,
     GroupSpec,
     LaneEvent,
     Message,
@@ -25,6 +28,7 @@ from tidewire.model import (
     Settlement,
     Stats,
     Subscription,
+    TopicInfo,
     TopicSpec,
 )
 from tidewire.protocols import Clock
@@ -58,7 +62,7 @@ async def open_memory_transport(
 
 
 class MemoryTransport:
-    """A `Transport` and `Inspector` over a `MemoryBroker`. Made by `open_memory_transport`."""
+    """A `Transport`, `Inspector`, `Finder` and `Ledger` over a `MemoryBroker`. Made by `open_memory_transport`."""
 
     def __init__(self, broker: MemoryBroker) -> None:
         self.broker = broker
@@ -119,6 +123,35 @@ class MemoryTransport:
             finally:
                 receiver.leave()
                 self._receivers.remove(receiver)
+
+    async def topics(self) -> Sequence[TopicInfo]:
+        """Return every topic, by name."""
+        return inspector.topics(self._ready())
+
+    async def groups(self, topic: str | None = None) -> Sequence[GroupInfo]:
+        """Return every group on every topic, or on *topic*."""
+        return inspector.groups(self._ready(), topic)
+
+    async def find(self, event_id: str, *, limit: int = 100) -> Sequence[Found]:
+        """Return every place where a message with this id lies."""
+        return inspector.find(self._ready(), lambda message: message.id == event_id != "", inbox=True, limit=limit)
+
+    async def related(self, correlation_id: str, *, limit: int = 1_000) -> Sequence[Found]:
+        """Return the messages in topics and dead channels with this id or correlation id, oldest first."""
+
+        def belongs(message: Message) -> bool:
+            return correlation_id in (message.id, message.headers.get("ce-correlationid"))
+
+        return inspector.find(self._ready(), belongs, inbox=False, limit=limit)
+
+    async def note(self, act: Act) -> None:
+        """Keep *act* as long as the broker lives."""
+        self._ready().acts.append(act)
+
+    async def acts(self, *, after: int = 0, limit: int = 100) -> Sequence[tuple[int, Act]]:
+        """Return acts with their numbers, from 1."""
+        acts = self._ready().acts
+        return [(number + 1, acts[number]) for number in range(after, min(after + limit, len(acts)))]
 
     async def stats(self, topic: str, group: str) -> Stats:
         """Return the exact counts of (topic, group)."""

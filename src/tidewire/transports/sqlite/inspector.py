@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
 
 from tidewire.clock import microseconds
 from tidewire.errors import TransportRefused
-from tidewire.model import Address, Browsed, DeadChannel, InboxChannel, Message, Stats, Topic
+from tidewire.model import Address, Browsed, DeadChannel, GroupInfo, InboxChannel, Message, Stats, Topic, TopicInfo
 from tidewire.transports.sqlite.log import TopicRow
 from tidewire.transports.sqlite.shared import Shared
 
@@ -25,6 +25,52 @@ class SqliteInspector:
 
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
+
+    async def topics(self) -> Sequence[TopicInfo]:
+        """Count each topic's rows by index."""
+        read = self._shared.read
+        rows = read("SELECT id, name, lanes, retention, size, size_max FROM topic ORDER BY name").fetchall()
+        found: list[TopicInfo] = []
+        for number, name, lanes, retention, size, size_max in rows:
+            count, first, last = read(  # log_topic
+                "SELECT count(*), min(seq), max(seq) FROM log WHERE topic = ?", (number,)
+            ).fetchone()
+            found.append(
+                TopicInfo(
+                    name=name,
+                    lanes=lanes,
+                    messages=count,
+                    size_bytes=None if size_max is None else size,
+                    retention=None if retention is None else timedelta(microseconds=retention),
+                    first=first,
+                    last=last,
+                    oldest_at=self._stored_at(first),
+                    newest_at=self._stored_at(last),
+                )
+            )
+        return found
+
+    async def groups(self, topic: str | None = None) -> Sequence[GroupInfo]:
+        """Count for every group, and name the members that have live leases."""
+        shared = self._shared
+        rows = shared.read(
+            "SELECT m.id, t.name, m.grp FROM member_of m JOIN topic t ON t.id = m.topic "
+            "WHERE ?1 IS NULL OR t.name = ?1 ORDER BY t.name, m.grp",
+            (topic,),
+        ).fetchall()
+        found: list[GroupInfo] = []
+        for sub, name, group in rows:
+            owners = shared.read(
+                "SELECT lane, owner FROM cursor WHERE sub = ? AND owner != '' AND boot = ? AND until > ? ORDER BY lane",
+                (sub, shared.boot, shared.clock.ticks()),
+            ).fetchall()
+            named = {f"{name}/{lane}": owner for lane, owner in owners}
+            found.append(GroupInfo(topic=name, group=group, stats=await self.stats(name, group), owners=named))
+        return found
+
+    def _stored_at(self, seq: int | None) -> int | None:
+        row = None if seq is None else self._shared.read("SELECT at FROM log WHERE seq = ?", (seq,)).fetchone()
+        return None if row is None else int(row[0])
 
     async def stats(self, topic: str, group: str) -> Stats:
         """Count rows by index. *in_flight* is None while a member of another process has lanes: only it knows."""

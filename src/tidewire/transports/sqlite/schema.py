@@ -53,9 +53,14 @@ _FIRST = (
         until INTEGER NOT NULL) STRICT, WITHOUT ROWID""",
 )
 
+_SECOND = (
+    # What operators did; never changed, never removed. The text is JSON.
+    "CREATE TABLE act (number INTEGER PRIMARY KEY AUTOINCREMENT, text TEXT NOT NULL) STRICT",
+)
+
 BROKER = FileKind(
     noun="broker",
     application_id=0x74776272,
-    migrations=(_FIRST,),
+    migrations=(_FIRST, _SECOND),
     errors=FileErrors(TransportUnavailable, TransportRefused, TransportClosed),
 )

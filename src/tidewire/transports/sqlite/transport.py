@@ -16,7 +16,9 @@ from tidewire.kit.sqlite_file import open_sqlite_file
 from tidewire.model import Capabilities, Change, GroupSpec, Message, Receipt, Subscription, TopicSpec
 from tidewire.protocols import Clock, Receiver
 from tidewire.rules.names import check_name
+from tidewire.transports.sqlite.finder import SqliteFinder
 from tidewire.transports.sqlite.inspector import SqliteInspector
+from tidewire.transports.sqlite.ledger import SqliteLedger
 from tidewire.transports.sqlite.log import MESSAGE_BYTES_MAX, Store, TopicRow, validated
 from tidewire.transports.sqlite.membership import joined
 from tidewire.transports.sqlite.provisioning import provision_all
@@ -43,8 +45,8 @@ _CAPABILITIES = Capabilities(
 )
 
 
-class SqliteTransport(SqliteInspector):
-    """See `tidewire.protocols.Transport` and `Inspector`. Made by `open_sqlite_transport`."""
+class SqliteTransport(SqliteInspector, SqliteFinder, SqliteLedger):
+    """See `tidewire.protocols.Transport`, `Inspector`, `Finder` and `Ledger`. Made by `open_sqlite_transport`."""
 
     def __init__(self, shared: Shared) -> None:
         super().__init__(shared)

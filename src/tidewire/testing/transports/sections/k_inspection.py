@@ -1,4 +1,4 @@
-"""Section K: inspection."""
+"""Section K: inspection, search and audit."""
 
 # ruff: noqa: SIM300  (the expected value stands on the left)
 
@@ -9,7 +9,7 @@ import asyncio
 import msgspec
 
 from tidewire.errors import TransportRefused
-from tidewire.model import Stats
+from tidewire.model import Act, DeadChannel, Found, InboxChannel, Stats, Topic
 from tidewire.testing.transports.bench import Bench, eventually, raises
 
 
@@ -102,3 +102,102 @@ async def test_oldest_ready_age(bench: Bench) -> None:
         assert middle <= oldest <= after
         await reader.release(found)
         assert before <= ((await bench.stats()).oldest_ready or 0) <= middle
+
+
+async def test_topics_are_described(bench: Bench) -> None:
+    """K-01: every topic is named with its lanes, what it holds, and the places and times of its ends."""
+    await bench.provision(lanes=3, retention=None)
+    (empty,) = [topic for topic in await bench.inspector.topics() if topic.name == bench.topic]
+    assert (3, 0, None, None, None) == (empty.lanes, empty.messages, empty.retention, empty.first, empty.newest_at)
+    before = bench.now_us()
+    await bench.publish(bench.messages(4, keys=["a", "b"]))
+    (full,) = [topic for topic in await bench.inspector.topics() if topic.name == bench.topic]
+    assert 4 == full.messages
+    assert before - 1_000_000 <= (full.oldest_at or 0) <= (full.newest_at or 0) <= bench.now_us() + 1_000_000
+    browsed = await bench.inspector.browse(Topic(bench.topic))
+    assert {full.first, full.last} <= {one.position for one in browsed}
+
+
+async def test_groups_are_described_with_their_owners(bench: Bench) -> None:
+    """K-02: every group of a topic is listed with its counts, and each lane names its live member or nobody."""
+    await bench.provision("billing", "shipping", lanes=2)
+    await bench.publish(bench.messages(3, keys=["a", "b", "c"]))
+    found = await bench.inspector.groups(bench.topic)
+    assert [bench.name("billing"), bench.name("shipping")] == [group.group for group in found]
+    assert [3, 3] == [group.stats.ready for group in found]
+    assert all(not group.owners for group in found)
+    subscription = bench.subscription()
+    async with bench.member(subscription=subscription) as reader:
+        await reader.take(3)
+        (billing, shipping) = await bench.inspector.groups(bench.topic)
+        if billing.owners is not None:
+            assert {subscription.member} == set(billing.owners.values())
+            assert 2 == len(billing.owners)
+            assert not shipping.owners
+    assert not (await bench.inspector.groups(bench.topic))[0].owners
+    assert {bench.topic} <= {group.topic for group in await bench.inspector.groups()}
+
+
+def _told(found: list[Found]) -> dict[str, tuple[str, ...]]:
+    """Return the states of each place, by the kind of place."""
+    return {type(one.message.to).__name__: tuple(standing.state for standing in one.standings) for one in found}
+
+
+async def test_an_event_is_found_with_how_far_each_group_is(bench: Bench) -> None:
+    """K-03: settled by one group and waiting for another; a wait or a dead letter is found in its channel."""
+    finder = bench.finder
+    await bench.provision("billing", "shipping", lanes=1)
+    first, second, third = bench.messages(3)
+    await bench.publish([first, second, third])
+    async with bench.member() as reader:
+        one, two, three = await reader.take(3)
+        assert {"Topic": ("waiting", "waiting")} == _told(list(await finder.find(first.id)))
+        await reader.ack([one])
+        later = msgspec.structs.replace(second, to=bench.inbox(), not_before=bench.now_us() + 60_000_000)
+        await reader.move(two, [later])
+        await reader.move(three, [msgspec.structs.replace(third, to=bench.dead())])
+    (found,) = await finder.find(first.id)
+    assert (first.body, first.source, Topic(bench.topic)) == (
+        found.message.body,
+        found.message.source,
+        found.message.to,
+    )
+    assert {bench.name("billing"): "settled", bench.name("shipping"): "waiting"} == {
+        standing.group: standing.state for standing in found.standings
+    }
+    assert {"Topic": ("settled", "waiting"), "InboxChannel": ("delayed",)} == _told(list(await finder.find(second.id)))
+    assert {"Topic": ("settled", "waiting"), "DeadChannel": ("dead",)} == _told(list(await finder.find(third.id)))
+    assert [] == list(await finder.find("no such id"))
+    assert {InboxChannel, DeadChannel, Topic} == {
+        type(one.message.to) for id in (second.id, third.id) for one in await finder.find(id)
+    }
+
+
+async def test_what_belongs_together_is_found(bench: Bench) -> None:
+    """K-04: an event and everything with its id as correlation id, oldest first, and nothing else."""
+    finder = bench.finder
+    await bench.provision()
+    cause, other, *effects = bench.messages(5)
+    correlated = [
+        msgspec.structs.replace(one, headers={**one.headers, "ce-correlationid": cause.id}) for one in effects
+    ]
+    for message in [cause, other, *correlated]:
+        await bench.publish([message])
+    found = await finder.related(cause.id)
+    assert [cause.id, *(one.id for one in effects)] == [one.message.id for one in found]
+    assert [cause.id, effects[0].id] == [one.message.id for one in await finder.related(cause.id, limit=2)]
+
+
+async def test_acts_are_kept_in_order(bench: Bench) -> None:
+    """K-05: an act that was noted is there for every client, unchanged, in order, behind the number asked for."""
+    ledger = bench.ledger
+    start = max((number for number, _ in await ledger.acts(limit=1_000_000)), default=0)
+    acts = [
+        Act(id=bench.name("job"), at=number, who="anna", verb="discard", topic=bench.topic, reason="a test", count=3)
+        for number in range(3)
+    ]
+    for act in acts:
+        await ledger.note(act)
+    found = await ledger.acts(after=start)
+    assert acts == [act for _, act in found if act.id == bench.name("job")]
+    assert acts[1:] == [act for _, act in await ledger.acts(after=found[0][0]) if act.id == bench.name("job")]
