@@ -43,6 +43,7 @@ __all__ = [
     "Settlement",
     "Standing",
     "Stats",
+    "Stuck",
     "Subscription",
     "Topic",
     "TopicInfo",
@@ -441,6 +442,19 @@ class Pending(msgspec.Struct, frozen=True):
     row: int
     message: Message
     attempts: int = 0
+
+
+class Stuck(msgspec.Struct, frozen=True):
+    """A quarantined outbox row: the broker refused it *attempts* times, or it waits behind one that was refused.
+
+    *at* is when it was put there, in microseconds since 1970; *detail* is the broker's word.
+    """
+
+    row: int
+    message: Message
+    attempts: int
+    detail: str
+    at: int
 
 
 class Held(msgspec.Struct, frozen=True):

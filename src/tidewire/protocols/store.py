@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Sequence
 from datetime import timedelta
 from typing import Any, Protocol
 
-from tidewire.model import Failure, Guard, Held, Mark, Message, Pending
+from tidewire.model import Failure, Guard, Held, Mark, Message, Pending, Stuck
 
 __all__ = ["Attempts", "Backlog", "HeldKeys", "Inbox", "Lanes", "Outbox", "Store", "Timetable", "Unit"]
 
@@ -73,6 +73,10 @@ class Inbox(Protocol):
         """Return the group's current run (0 until `replay --again` raises it)."""
         ...
 
+    async def next_run(self, group: str) -> int:
+        """Raise the group's run, durably, and return it: what took effect before may take effect again."""
+        ...
+
     async def prune(self, before: int, limit: int) -> int:
         """Delete up to *limit* marks stored before *before* (µs since 1970) and return how many went."""
         ...
@@ -94,6 +98,14 @@ class Outbox(Protocol):
 
     async def count(self) -> tuple[int, int]:
         """Return how many rows are pending and how many are quarantined."""
+        ...
+
+    async def stuck(self, *, after: int = 0, limit: int = 100) -> Sequence[Stuck]:
+        """Return quarantined rows with ``row > after``, in row order."""
+        ...
+
+    async def requeue(self, rows: Sequence[int]) -> int:
+        """Let quarantined *rows* leave again, behind what is pending, in row order, and return how many there were."""
         ...
 
 

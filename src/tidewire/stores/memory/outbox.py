@@ -9,7 +9,7 @@ from datetime import timedelta
 
 import msgspec
 
-from tidewire.model import Message, Pending, Topic
+from tidewire.model import Message, Pending, Stuck, Topic
 from tidewire.protocols import Clock, Unit
 from tidewire.stores.memory.unit import own_unit
 
@@ -24,7 +24,7 @@ class MemoryOutbox:
     def __init__(self, clock: Clock) -> None:
         self.ready: dict[int, Message] = {}
         self.delayed: list[tuple[int, int, Message]] = []
-        self.refused: dict[int, Message] = {}
+        self.refused: dict[int, Stuck] = {}
         self._numbers = itertools.count(1)
         self._clock = clock
         self._committed = asyncio.Event()
@@ -51,6 +51,16 @@ class MemoryOutbox:
     async def count(self) -> tuple[int, int]:
         """Return the numbers of pending and of quarantined rows."""
         return len(self.ready) + len(self.delayed), len(self.refused)
+
+    async def stuck(self, *, after: int = 0, limit: int = 100) -> Sequence[Stuck]:
+        """Return quarantined rows."""
+        return [self.refused[row] for row in sorted(self.refused) if row > after][:limit]
+
+    async def requeue(self, rows: Sequence[int]) -> int:
+        """Append quarantined rows to what is ready."""
+        found = [self.refused.pop(row).message for row in sorted(rows) if row in self.refused]
+        self.append(found)
+        return len(found)
 
     def append(self, messages: Sequence[Message]) -> None:
         """Take in what a unit committed."""
@@ -105,9 +115,9 @@ class MemoryBacklog:
             return ()
         self._outbox.release_due()
         blocked: dict[tuple[str, str | None], int] = {}
-        for row, message in sorted(self._outbox.refused.items(), reverse=True):
-            if message.key:
-                blocked[_topic(message), message.key] = row
+        for row, stuck in sorted(self._outbox.refused.items(), reverse=True):
+            if stuck.message.key:
+                blocked[_topic(stuck.message), stuck.message.key] = row
         rows = (
             Pending(row, message, self._refusals.get(row, 0))
             for row, message in sorted(self._outbox.ready.items())
@@ -130,7 +140,9 @@ class MemoryBacklog:
         self._refusals[row] = self._refusals.get(row, 0) + 1
         if self._refusals[row] < attempts_max:
             return False
-        self._outbox.refused[row] = self._outbox.ready.pop(row)
+        message = self._outbox.ready.pop(row)
+        attempts = self._refusals.pop(row)
+        self._outbox.refused[row] = Stuck(row, message, attempts, detail[:1_024], self._clock.now_us())
         return True
 
     def _leads(self, owner: str) -> bool:

@@ -40,6 +40,11 @@ class MemoryInbox:
         """Return the group's current run."""
         return self.runs.get(group, 0)
 
+    async def next_run(self, group: str) -> int:
+        """Raise the group's run."""
+        self.runs[group] = self.runs.get(group, 0) + 1
+        return self.runs[group]
+
     async def prune(self, before: int, limit: int) -> int:
         """Delete old marks."""
         old = [mark for mark, (_, at) in itertools.islice(self.marks.items(), limit) if at < before]

@@ -8,7 +8,7 @@ from tidewire.errors import AlreadyMarked
 from tidewire.model import Mark
 from tidewire.protocols import Clock, Unit
 from tidewire.stores.sqlite.reading import Read, Reader
-from tidewire.stores.sqlite.records import NewUnit
+from tidewire.stores.sqlite.records import NewUnit, durably
 from tidewire.stores.sqlite.unit import SqliteUnit, own_unit
 
 __all__ = ["SqliteInbox"]
@@ -61,6 +61,19 @@ class SqliteInbox:
         with self._reader.reading() as read:
             row = read("SELECT run FROM tidewire_run WHERE grp = ?", (group,)).fetchone()
             return 0 if row is None else int(row[0])
+
+    async def next_run(self, group: str) -> int:
+        """Raise the group's run; processes that run already keep theirs until they join anew."""
+
+        def raise_it(unit: SqliteUnit) -> int:
+            row = unit.execute(
+                "INSERT INTO tidewire_run (grp, run) VALUES (?, 1) "
+                "ON CONFLICT DO UPDATE SET run = run + 1 RETURNING run",
+                (group,),
+            ).fetchone()
+            return int(row[0])
+
+        return await durably(self._new_unit, raise_it)
 
     async def prune(self, before: int, limit: int) -> int:
         """Delete up to *limit* marks older than *before*; reads only what it deletes, because rows lie in time."""

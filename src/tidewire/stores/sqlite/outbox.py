@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from tidewire.model import Message, Pending, Topic
+from tidewire.model import Message, Pending, Stuck, Topic
 from tidewire.protocols import Clock, Unit
 from tidewire.stores.sqlite.reading import Reader
 from tidewire.stores.sqlite.records import NewUnit, durably
@@ -33,8 +33,9 @@ class SqliteOutbox:
     """See `tidewire.protocols.Outbox`. *window* holds rows of this process that are committed and not yet relayed,
     so that the relay need not read and decode what it has just written."""
 
-    def __init__(self, reader: Reader, clock: Clock) -> None:
+    def __init__(self, reader: Reader, clock: Clock, new_unit: NewUnit) -> None:
         self._reader = reader
+        self._new_unit = new_unit
         self._clock = clock
         self._committed = asyncio.Event()
         self._seen = -1
@@ -87,6 +88,35 @@ class SqliteOutbox:
             delayed = read("SELECT count(*) FROM tidewire_outbox_delayed").fetchone()[0]
             refused = read("SELECT count(*) FROM tidewire_outbox_refused").fetchone()[0]
         return ready + delayed, refused
+
+    async def stuck(self, *, after: int = 0, limit: int = 100) -> Sequence[Stuck]:
+        """Return quarantined rows."""
+        with self._reader.reading() as read:
+            rows = read(  # by row number
+                f"SELECT row, attempts, detail, at, {_COLUMNS} FROM tidewire_outbox_refused WHERE row > ? "
+                "ORDER BY row LIMIT ?",
+                (after, limit),
+            ).fetchall()
+        return [
+            Stuck(row, _message(tuple(columns)), attempts, detail, at) for row, attempts, detail, at, *columns in rows
+        ]
+
+    async def requeue(self, rows: Sequence[int]) -> int:
+        """Append quarantined rows under new numbers, in their order."""
+        wanted = _encode(list(rows)).decode()
+
+        def move(unit: SqliteUnit) -> int:
+            moved = unit.execute(
+                f"INSERT INTO tidewire_outbox ({_COLUMNS}) SELECT {_COLUMNS} FROM tidewire_outbox_refused "
+                "WHERE row IN (SELECT value FROM json_each(?)) ORDER BY row",
+                (wanted,),
+            )
+            unit.execute("DELETE FROM tidewire_outbox_refused WHERE row IN (SELECT value FROM json_each(?))", (wanted,))
+            return max(0, moved.rowcount)
+
+        moved = await durably(self._new_unit, move)
+        self._committed.set()
+        return moved
 
     def _appeared(self, fresh: dict[int, Message]) -> None:
         if len(self.window) + len(fresh) <= _WINDOW_MAX:

@@ -37,7 +37,7 @@ class SqliteStore:
         self._turns = turns
         self._speeds: dict[str, float] = {}
         self.inbox = SqliteInbox(reader, clock, self.unit)
-        self.outbox = SqliteOutbox(reader, clock)
+        self.outbox = SqliteOutbox(reader, clock, self.unit)
         boot = _boot_id()
         self.backlog = SqliteBacklog(reader, self.outbox, self.unit, clock, boot)
         self.timetable = SqliteTimetable(reader, self.unit, clock, boot)
