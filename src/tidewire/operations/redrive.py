@@ -7,18 +7,20 @@ published again by whoever resumes, with the same ids, and inbox marks make that
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from hashlib import blake2b
 from typing import TypeAlias
 
 import msgspec
 
 from tidewire.errors import ConfigurationError
-from tidewire.model import Act, DeadChannel, Message, Receipt
+from tidewire.model import Act, DeadChannel, InboxChannel, Message, Receipt
 from tidewire.operations.audit import Operator, ended, interrupted, ledger_of
 from tidewire.operations.letters import Place, channels_of, dead_in, inspector_of, scan
 from tidewire.operations.selection import DEDUP_WINDOW, Letter, Selection
 from tidewire.protocols import Inspector, Transport
-from tidewire.rules.letters import discarded, redriven
+from tidewire.rules.letters import DISCARDED, discarded, redriven
 
 __all__ = [
     "Done",
@@ -42,6 +44,7 @@ SAMPLE = 10
 
 Convert: TypeAlias = Callable[[Letter], "Message | None"]
 Progress: TypeAlias = Callable[[int, int], None]
+_Sent: TypeAlias = tuple[str, str, str, bytes]
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -310,7 +313,9 @@ async def resume(
         raise ConfigurationError(
             f"the plan of redrive {begun.id} cannot be read: {error}", hint="resume it with the tidewire that began it"
         ) from None
-    return await _Act(transport, begun, plan, by=by).run(_redriven, pace or Pace(), progress)
+    act = _Act(transport, begun, plan, by=by)
+    act.resumed = True
+    return await act.run(_redriven, pace or Pace(), progress)
 
 
 async def interrupted_redrives(transport: Transport) -> list[Act]:
@@ -341,6 +346,25 @@ async def discard(
         return None if letter.message.key is None else discarded(letter.message, reason)
 
     return await _Act(transport, begun, plan, by=by).run(given_up, Pace(), progress)
+
+
+async def _sent_before(inspector: Inspector, channel: DeadChannel) -> frozenset[_Sent]:
+    """Return what lies in the group's inbox channel, of very much the newest: what was sent last is among it."""
+    found: deque[_Sent] = deque(maxlen=KEYS_MAX)
+    after: int | str | None = None
+    address = InboxChannel(channel.topic, channel.group)
+    while page := await inspector.browse(address, after=after, limit=BATCH):
+        found.extend(name for browsed in page if (name := _name(browsed.message)) is not None)
+        after = page[-1].position
+    return frozenset(found)
+
+
+def _name(message: Message) -> _Sent | None:
+    """Return what tells a redriven message from every other one; None for one without an id, and for a discard."""
+    if not message.id or DISCARDED in message.headers:
+        return None
+    digest = blake2b(message.body, digest_size=16).digest()
+    return message.source, message.id, message.headers.get("tw-redriven", ""), digest
 
 
 def _redriven(letter: Letter) -> Message | None:
@@ -379,11 +403,15 @@ class _Act:
         self._moved = 0
         self._refused: list[Refused] = []
         self._blocked: set[str] = set()
+        self._sent: frozenset[_Sent] = frozenset()
+        self.resumed = False
 
     async def run(self, convert: Convert, pace: Pace, progress: Progress | None) -> Done:
         """Walk, look again at what is there, and note the end."""
         for part in self._plan.parts:
             self._blocked.clear()
+            if self.resumed:
+                self._sent = await _sent_before(self._inspector, part.channel)
             async for batch in self._batches(part, pace.batch):
                 await pace.turn(len(batch))
                 await self._hand_over(part.channel, batch, convert)
@@ -395,8 +423,14 @@ class _Act:
         return done
 
     async def _hand_over(self, channel: DeadChannel, batch: Sequence[Letter], convert: Convert) -> None:
-        """Publish what *convert* makes of each letter, then remove those that are confirmed, or need no message."""
-        sent = [(letter, message) for letter in batch if (message := convert(letter)) is not None]
+        """Publish what *convert* makes of each letter, then remove those that are confirmed, or need no message.
+
+        What an interrupted act had published, and not removed, is in the inbox channel and needs no second copy.
+        """
+        made = [(letter, convert(letter)) for letter in batch]
+        sent = [
+            (letter, message) for letter, message in made if message is not None and _name(message) not in self._sent
+        ]
         receipts = await self._transport.publish([message for _, message in sent])
         kept: set[int | str] = set()
         for (letter, _), receipt in zip(sent, receipts, strict=True):
