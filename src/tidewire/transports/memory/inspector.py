@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Literal, TypeAlias, cast
 
 from tidewire.clock import microseconds
 from tidewire.errors import TransportRefused
@@ -14,30 +13,26 @@ from tidewire.model import (
     Address,
     Browsed,
     DeadChannel,
-    Found,
     GroupInfo,
     InboxChannel,
-    Message,
-    Standing,
     Stats,
     Topic,
     TopicInfo,
 )
 from tidewire.transports.memory.broker import MemoryBroker, TopicLog
 from tidewire.transports.memory.groups import Lane, Share
-from tidewire.transports.memory.log import Cursor, Entry, Feed, LaneLog
+from tidewire.transports.memory.log import Cursor, Entry, LaneLog
 
-__all__ = ["browse", "find", "groups", "remove", "seek", "stats", "topics"]
-
-State: TypeAlias = Literal["settled", "waiting", "delayed", "dead"]
+__all__ = ["browse", "groups", "remove", "seek", "stats", "topics"]
 
 
 def topics(broker: MemoryBroker) -> list[TopicInfo]:
-    """Return every topic, by name."""
-    return [_topic_info(name, log) for name, log in sorted(broker.topics.items())]
+    """Return every topic, by name; what waits for its time is not in it yet."""
+    return [_topic_info(name, log, broker.clock.now_us()) for name, log in sorted(broker.topics.items())]
 
 
-def _topic_info(name: str, log: TopicLog) -> TopicInfo:
+def _topic_info(name: str, log: TopicLog, now: int) -> TopicInfo:
+    log.trim(now)
     kept = [entry for lane in log.lanes for entry in (lane.entries[:1] + lane.entries[-1:])]
     first, last = min(kept, key=_by_position, default=None), max(kept, key=_by_position, default=None)
     return TopicInfo(
@@ -61,50 +56,6 @@ def groups(broker: MemoryBroker, topic: str | None) -> list[GroupInfo]:
             owners = {lane.name: lane.owner.subscription.member for lane in share.lanes if lane.owner is not None}
             found.append(GroupInfo(topic=name, group=group, stats=stats(broker, name, group), owners=owners))
     return found
-
-
-def find(broker: MemoryBroker, accept: Callable[[Message], bool], *, inbox: bool, limit: int) -> list[Found]:
-    """Return the messages that *accept* says yes to, with how far each group is; *inbox*: also those in there."""
-    found: list[Found] = []
-    for _, log in sorted(broker.topics.items()):
-        shares = sorted(log.shares.items())
-        for index, lane in enumerate(log.lanes):
-            for entry in lane.entries:
-                if accept(entry.message):
-                    states = [Standing(group, _state(share.lanes[index].topic, entry)) for group, share in shares]
-                    found.append(Found(entry.message, entry.position, entry.stored_at, states))
-        for entry in log.waiting.values():
-            if inbox and accept(entry.message):
-                states = [Standing(group, "delayed") for group, _ in shares]
-                found.append(Found(entry.message, f"delayed-{entry.position}", None, states))
-        for group, share in shares:
-            waits = [(entry, "waiting") for lane in share.lanes for entry in _at_hand(lane.inbox)] if inbox else []
-            later = [(entry, "delayed") for entry in _later(share)] if inbox else []
-            dead = [(entry, "dead") for entry in share.dead.values()]
-            found += [
-                Found(entry.message, entry.position, entry.stored_at, [Standing(group, cast("State", state))])
-                for entry, state in [*waits, *later, *dead]
-                if accept(entry.message)
-            ]
-    return sorted(found, key=lambda one: one.stored_at or 0)[:limit]
-
-
-def _at_hand(feed: Feed) -> Iterable[Entry]:
-    yield from feed.in_flight.values()
-    yield from (entry for _, entry in feed.returned)
-    yield from feed.source.rest()
-
-
-def _later(share: Share) -> Iterable[Entry]:
-    yield from share.waiting.values()
-    for lane in share.lanes:
-        yield from (entry for _, entry in lane.inbox.waiting.values())
-
-
-def _state(feed: Feed, entry: Entry) -> State:
-    if any(entry is waiting for _, waiting in feed.waiting.values()):
-        return "delayed"
-    return "waiting" if any(entry is one for one in _at_hand(feed)) else "settled"
 
 
 def stats(broker: MemoryBroker, topic: str, group: str) -> Stats:

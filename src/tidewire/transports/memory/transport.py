@@ -32,7 +32,7 @@ from tidewire.model import (
     TopicSpec,
 )
 from tidewire.protocols import Clock
-from tidewire.transports.memory import inspector
+from tidewire.transports.memory import finder, inspector
 from tidewire.transports.memory.broker import MemoryBroker
 from tidewire.transports.memory.groups import Group, Lane, Member
 from tidewire.transports.memory.log import Feed
@@ -133,16 +133,12 @@ class MemoryTransport:
         return inspector.groups(self._ready(), topic)
 
     async def find(self, event_id: str, *, limit: int = 100) -> Sequence[Found]:
-        """Return every place where a message with this id lies."""
-        return inspector.find(self._ready(), lambda message: message.id == event_id != "", inbox=True, limit=limit)
+        """Return every place where a message with this id lies, oldest first; nothing has the empty id."""
+        return finder.find(self._ready(), event_id, limit)
 
     async def related(self, correlation_id: str, *, limit: int = 1_000) -> Sequence[Found]:
         """Return the messages in topics and dead channels with this id or correlation id, oldest first."""
-
-        def belongs(message: Message) -> bool:
-            return correlation_id in (message.id, message.headers.get("ce-correlationid"))
-
-        return inspector.find(self._ready(), belongs, inbox=False, limit=limit)
+        return finder.related(self._ready(), correlation_id, limit)
 
     async def note(self, act: Act) -> None:
         """Keep *act* as long as the broker lives."""

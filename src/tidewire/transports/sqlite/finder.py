@@ -1,151 +1,151 @@
-"""Where an event lies in the broker's file, who has dealt with it, and what belongs to it. Off the event loop."""
+"""Where an event lies in the broker's file, how far each group is with it, and what belongs to it."""
 
 from __future__ import annotations
 
-import asyncio
 import sqlite3
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeAlias, TypeVar
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 
-from tidewire.model import Address, DeadChannel, Found, InboxChannel, Message, Standing, Topic
+from tidewire.model import DeadChannel, Found, InboxChannel, Standing, Topic
+from tidewire.transports.sqlite.reading import MESSAGE_COLUMNS, message_of
 from tidewire.transports.sqlite.shared import Shared
 
 __all__ = ["SqliteFinder"]
 
-T = TypeVar("T")
-State: TypeAlias = Literal["settled", "waiting", "delayed", "dead"]
-_COLUMNS = "m.id, s.name, m.key, m.headers, m.body"
-_decode_headers = msgspec.json.Decoder(dict[str, str]).decode
+Table: TypeAlias = Literal["log", "delayed", "inbox", "dead"]
+State: TypeAlias = Literal["settled", "waiting", "delayed"]
+_SLICE_ROWS = 20_000
+_COLUMNS: dict[Table, str] = {  # number, whose (a topic or a group on one), lane, due, stored at
+    "log": f"m.rowid, m.topic, m.lane, 0, m.at, {MESSAGE_COLUMNS}",
+    "delayed": f"m.rowid, m.topic, 0, m.due, NULL, {MESSAGE_COLUMNS}",
+    "inbox": f"m.rowid, m.sub, m.lane, m.due, m.at, {MESSAGE_COLUMNS}",
+    "dead": f"m.rowid, m.sub, 0, 0, m.at, {MESSAGE_COLUMNS}",
+}
+_RELATED: tuple[Table, ...] = ("log", "delayed", "dead")
 _encode = msgspec.json.Encoder().encode
 
 
 class SqliteFinder:
-    """See `tidewire.protocols.Finder`. Reads on a thread with a connection of its own: a search may take seconds."""
+    """See `tidewire.protocols.Finder`. Searches run beside the event loop, and publishing goes on meanwhile.
+
+    What a topic keeps until its time has a position that begins with ``delayed-``, and no time of its storing.
+    """
 
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
 
     async def find(self, event_id: str, *, limit: int = 100) -> Sequence[Found]:
-        """Look the id up: in topics by the index that keeps ids single, in the small channels by reading them."""
-        shared = self._shared
-        shared.file.check_usable()
-        now = shared.clock.now_us()
-        return await self._reading(lambda connection: Search(connection, now, limit).by_id(event_id))
+        """Look into one index per topic and per kind of channel. Oldest first; nothing has the empty id."""
+        if not event_id or limit < 1:
+            return ()
+        now = self._shared.clock.now_us()
+        return await self._shared.aside.run(lambda connection: Search(connection, now, limit).by_id(event_id))
 
     async def related(self, correlation_id: str, *, limit: int = 1_000) -> Sequence[Found]:
-        """Read all headers; what was published first comes first."""
-        shared = self._shared
-        shared.file.check_usable()
-        now = shared.clock.now_us()
-        return await self._reading(lambda connection: Search(connection, now, limit).by_correlation(correlation_id))
+        """Read all that is there when it begins, in slices: about a second per million messages.
 
-    async def _reading(self, run: Callable[[sqlite3.Connection], T]) -> T:
-        file = self._shared.file
-
-        def on_thread() -> T:
-            connection = file.connect(read_only=True)
-            try:
-                with file.mapped:
-                    return run(connection)
-            finally:
-                file.close_connection(connection)
-
-        return await asyncio.to_thread(on_thread)
+        A slice is one state of the file; what moves while the search is on may be missed, or seen twice.
+        """
+        if not correlation_id or limit < 1:
+            return ()
+        now, found = self._shared.clock.now_us(), list[Found]()
+        for table in _RELATED:
+            first, last = await self._shared.aside.run(partial(_ends, table=table))
+            here: list[Found] = []
+            while first <= last and len(here) < limit:
+                job = partial(_slice, table=table, wanted=correlation_id, ends=(first, last), now=now, limit=limit)
+                some, first = await self._shared.aside.run(job)
+                here += some
+            found += here
+        return _oldest(found, limit)
 
 
 class Search:
-    """One search on one connection: finds up to *limit* messages as things are at *now*."""
+    """One look on one state of the file, for up to *limit* messages, as things are at *now*."""
 
     def __init__(self, connection: sqlite3.Connection, now: int, limit: int) -> None:
-        self._read = connection.execute
+        self._connection = connection
         self._now = now
         self._limit = limit
-        connection.execute("BEGIN")  # one state for all the queries; ends with the connection
-        self._topics: dict[int, str] = dict(self._read("SELECT id, name FROM topic").fetchall())
-        rows = self._read("SELECT id, grp, topic FROM member_of ORDER BY grp").fetchall()
-        self._groups: dict[int, list[tuple[int, str]]] = {}
+        self._topics: dict[int, str] = dict(connection.execute("SELECT id, name FROM topic").fetchall())
+        self._groups: dict[int, list[tuple[int, str]]] = {topic: [] for topic in self._topics}
         self._subs: dict[int, tuple[str, str]] = {}
-        for sub, group, topic in rows:
-            self._groups.setdefault(topic, []).append((sub, group))
+        for sub, group, topic in connection.execute("SELECT id, grp, topic FROM member_of ORDER BY grp").fetchall():
+            self._groups[topic].append((sub, group))
             self._subs[sub] = (self._topics[topic], group)
 
     def by_id(self, event_id: str) -> list[Found]:
-        """Return every message with the id; foreign messages without one are not looked for."""
+        """Return every message with the id."""
         found: list[Found] = []
-        if not event_id:
-            return found
         for topic in self._topics:
-            rows = self._read(  # log_once
-                f"SELECT m.seq, m.lane, m.at, {_COLUMNS} FROM log m JOIN source s ON s.id = m.source "
-                "WHERE m.topic = ? AND m.id = ? AND m.id != '' LIMIT ?",
-                (topic, event_id, self._limit),
+            # Named, so that it cannot become a reading of the log.
+            where = "INDEXED BY log_once WHERE m.id != '' AND m.topic = ? AND m.id = ?"
+            found += self._look("log", where, topic, event_id)
+        for table in ("delayed", "inbox", "dead"):
+            found += self._look(table, "WHERE m.id = ?", event_id)  # delayed_id, inbox_id, dead_id
+        return _oldest(found, self._limit)
+
+    def related(self, table: Table, wanted: str, first: int, last: int) -> list[Found]:
+        """Return what has the id or the correlation id among the rows from *first* to *last*."""
+        # Headers are written by one encoder; a quote inside a value is escaped, so this is a header and its value.
+        header = f'"ce-correlationid":{_encode(wanted).decode()}'
+        where = "WHERE m.rowid BETWEEN ? AND ? AND (m.id = ? OR instr(m.headers, ?))"
+        return self._look(table, where, first, last, wanted, header)
+
+    def _look(self, table: Table, where: str, *parameters: int | str) -> list[Found]:
+        sql = f"SELECT {_COLUMNS[table]} FROM {table} m {where} ORDER BY m.rowid LIMIT ?"
+        rows = self._connection.execute(sql, (*parameters, self._limit)).fetchall()
+        return [self._found(table, row) for row in rows]
+
+    def _found(self, table: Table, row: Sequence[Any]) -> Found:
+        number, whose, lane, due, at, *columns = row
+        later: State = "delayed" if due > self._now else "waiting"
+        if table == "inbox" or table == "dead":
+            topic, group = self._subs[whose]
+            address = InboxChannel(topic, group) if table == "inbox" else DeadChannel(topic, group)
+            return Found(
+                message_of(address, columns), number, at, [Standing(group, "dead" if table == "dead" else later)]
             )
-            found += [self._in_topic(topic, row) for row in rows.fetchall()]
-        rows = self._read(
-            f"SELECT m.row, m.topic, {_COLUMNS} FROM delayed m JOIN source s ON s.id = m.source WHERE m.id = ? LIMIT ?",
-            (event_id, self._limit),
-        )
-        found += [self._delayed(row) for row in rows.fetchall()]
-        found += self._in_channels("inbox", "m.id = ?", event_id)
-        found += self._in_channels("dead", "m.id = ?", event_id)
-        return found[: self._limit]
-
-    def by_correlation(self, correlation_id: str) -> list[Found]:
-        """Return what has the id, or the correlation id, in topics and dead channels."""
-        text = '"ce-correlationid":' + _encode(correlation_id).decode()
-        rows = self._read(
-            f"SELECT m.seq, m.lane, m.at, {_COLUMNS}, m.topic FROM log m JOIN source s ON s.id = m.source "
-            "WHERE m.id = ?1 OR instr(m.headers, ?2) ORDER BY m.seq LIMIT ?3",
-            (correlation_id, text, self._limit),
-        )
-        found = [self._in_topic(row[-1], row[:-1]) for row in rows.fetchall()]
-        condition = "(m.id = ? OR instr(m.headers, ?))"
-        found += self._in_channels("dead", condition, correlation_id, text)
-        return sorted(found, key=lambda one: one.stored_at or 0)[: self._limit]
-
-    def _in_topic(self, topic: int, row: tuple[Any, ...]) -> Found:
-        seq, lane, at, *columns = row
-        standings = [Standing(group, self._state(sub, lane, seq)) for sub, group in self._groups.get(topic, ())]
-        return Found(_message(Topic(self._topics[topic]), columns), seq, at, standings)
-
-    def _delayed(self, row: tuple[Any, ...]) -> Found:
-        number, topic, *columns = row
-        standings = [Standing(group, "delayed") for _, group in self._groups.get(topic, ())]
-        return Found(_message(Topic(self._topics[topic]), columns), f"delayed-{number}", None, standings)
-
-    def _in_channels(self, table: str, condition: str, *parameters: str) -> list[Found]:
-        due = "m.due" if table == "inbox" else "0"
-        rows = self._read(
-            f"SELECT m.seq, m.sub, m.at, {due}, {_COLUMNS} FROM {table} m JOIN source s ON s.id = m.source "
-            f"WHERE {condition} ORDER BY m.seq LIMIT ?",
-            (*parameters, self._limit),
-        )
-        found: list[Found] = []
-        for seq, sub, at, due_at, *columns in rows.fetchall():
-            topic, group = self._subs[sub]
-            address: Address = InboxChannel(topic, group) if table == "inbox" else DeadChannel(topic, group)
-            waiting: State = "delayed" if due_at > self._now else "waiting"
-            state: State = waiting if table == "inbox" else "dead"
-            found.append(Found(_message(address, columns), seq, at, [Standing(group, state)]))
-        return found
+        message, groups = message_of(Topic(self._topics[whose]), columns), self._groups[whose]
+        if table == "delayed":
+            return Found(message, f"delayed-{number}", at, [Standing(group, later) for _, group in groups])
+        return Found(message, number, at, [Standing(group, self._state(sub, lane, number)) for sub, group in groups])
 
     def _state(self, sub: int, lane: int, seq: int) -> State:
-        """How far a group is with one message of a topic."""
-        cursor = self._read("SELECT pos FROM cursor WHERE sub = ? AND lane = ?", (sub, lane)).fetchone()
-        if cursor is not None and seq <= cursor[0]:
-            return "settled"
-        above = self._read(  # the primary key
-            "SELECT settled, due FROM above WHERE sub = ? AND lane = ? AND seq = ?", (sub, lane, seq)
+        """How far a group is with one row of the log; what it has moved to a channel of its own is settled here."""
+        row = self._connection.execute(  # both by their primary keys
+            "SELECT c.pos, a.settled, a.due FROM cursor c "
+            "LEFT JOIN above a ON a.sub = c.sub AND a.lane = c.lane AND a.seq = ?3 WHERE c.sub = ?1 AND c.lane = ?2",
+            (sub, lane, seq),
         ).fetchone()
-        if above is None:
-            return "waiting"
-        if above[0]:
+        position, settled, due = row
+        if seq <= position or settled:
             return "settled"
-        return "delayed" if above[1] > self._now else "waiting"
+        return "delayed" if (due or 0) > self._now else "waiting"
 
 
-def _message(address: Address, columns: Sequence[Any]) -> Message:
-    event_id, source, key, headers, body = columns
-    return Message(address, event_id, source, key, _decode_headers(headers), body)
+def _slice(
+    connection: sqlite3.Connection, *, table: Table, wanted: str, ends: tuple[int, int], now: int, limit: int
+) -> tuple[list[Found], int]:
+    """Search some rows between *ends*; return what was found, and the row to go on from."""
+    # Rows that retention has removed may leave large gaps.
+    (first,) = connection.execute(f"SELECT min(rowid) FROM {table} WHERE rowid >= ?", ends[:1]).fetchone()
+    if first is None:
+        return [], ends[1] + 1
+    last = min(first + _SLICE_ROWS - 1, ends[1])
+    return Search(connection, now, limit).related(table, wanted, first, last), last + 1
+
+
+def _ends(connection: sqlite3.Connection, *, table: Table) -> tuple[int, int]:
+    """Return the first and the last row; the second is the smaller one if there is none."""
+    sql = f"SELECT (SELECT min(rowid) FROM {table}), (SELECT max(rowid) FROM {table})"
+    first, last = connection.execute(sql).fetchone()
+    return (1, 0) if first is None else (first, last)
+
+
+def _oldest(found: Iterable[Found], limit: int) -> list[Found]:
+    """Return the *limit* oldest; what has no time has not begun to wait for a group yet, and comes last."""
+    return sorted(found, key=lambda one: (one.stored_at is None, one.stored_at or 0))[:limit]

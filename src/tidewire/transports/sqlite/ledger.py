@@ -17,7 +17,7 @@ _decode = msgspec.json.Decoder(Act).decode
 
 
 class SqliteLedger:
-    """See `tidewire.protocols.Ledger`."""
+    """See `tidewire.protocols.Ledger`. The file itself refuses to change an act or to remove one."""
 
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
@@ -33,7 +33,11 @@ class SqliteLedger:
 
     async def acts(self, *, after: int = 0, limit: int = 100) -> Sequence[tuple[int, Act]]:
         """Return acts, oldest first."""
-        rows = self._shared.read(
-            "SELECT number, text FROM act WHERE number > ? ORDER BY number LIMIT ?", (after, limit)
-        )
-        return [(number, _decode(text)) for number, text in rows.fetchall()]
+
+        def look(connection: sqlite3.Connection) -> list[tuple[int, Act]]:
+            rows = connection.execute(  # the primary key
+                "SELECT number, text FROM act WHERE number > ? ORDER BY number LIMIT ?", (after, limit)
+            )
+            return [(number, _decode(text)) for number, text in rows]
+
+        return await self._shared.aside.run(look)

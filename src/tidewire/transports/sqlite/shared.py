@@ -14,6 +14,7 @@ from tidewire.model import Subscription
 from tidewire.protocols import Clock
 from tidewire.transports.sqlite.lanes import Lane
 from tidewire.transports.sqlite.log import Names, append_due
+from tidewire.transports.sqlite.reading import Reading
 from tidewire.transports.sqlite.wake import MEMBERS, WORK, Waker
 from tidewire.transports.sqlite.writer import Writer
 
@@ -47,6 +48,7 @@ class Shared:
         self._loop = asyncio.get_running_loop()
         self._writing = file.connect()
         self._reading = file.connect(read_only=True)
+        self.aside = Reading(file)
         self.names = Names(self.read)
         self.waker = Waker(name, self._woken)
         self.writer = Writer(file, self._writing, self._committed)
@@ -81,6 +83,7 @@ class Shared:
 
     def close(self) -> None:
         """Finish writing and close everything; blocks."""
+        self.aside.close()
         self.writer.close()
         self.file.close_connection(self._reading)
         self.file.close()
