@@ -20,6 +20,7 @@ Each class says who can cure it: the *code* (a bug, or a handler's own word), th
     │   ├── TransactionLost       time     the transaction this unit shared is gone; run the unit again, alone
     │   ├── TransactionClosed     code     a statement came after its unit had ended
     │   └── TransactionControl    code     a handler tried to BEGIN, COMMIT or ROLLBACK by itself
+    ├── DependencyUnavailable     time     something that the handler needs is down; the event waits, uncounted
     ├── DecodeError               code     bytes that are not the declared type; the path names the place
     └── HandlerVerdict                     what a handler raises to decide its event's fate
         ├── Reject                code     a dead letter at once
@@ -37,6 +38,7 @@ __all__ = [
     "AlreadyMarked",
     "ConfigurationError",
     "DecodeError",
+    "DependencyUnavailable",
     "HandlerVerdict",
     "LaneFenced",
     "MissingExtra",
@@ -144,6 +146,10 @@ class TransactionClosed(StoreError):
 
 class TransactionControl(StoreError):
     """A handler tried to BEGIN, COMMIT, ROLLBACK or SAVEPOINT by itself; the unit does that."""
+
+
+class DependencyUnavailable(TidewireError):
+    """Something that a handler needs is down. Nobody's failure: no attempt is spent, the subscription pauses."""
 
 
 class DecodeError(TidewireError):

@@ -9,6 +9,7 @@ import msgspec
 from tidewire.chance import Jitter
 from tidewire.errors import (
     ConfigurationError,
+    DependencyUnavailable,
     Reject,
     RetryAfter,
     StoreRefused,
@@ -25,7 +26,9 @@ _NOTHING = timedelta(0)
 _OUTAGE_MAX = timedelta(seconds=30)
 _OUTAGE_FIRST = timedelta(milliseconds=100)
 _TEXT_MAX = 1_024
-_OTHERS_FAULT = (StoreUnavailable, StoreRefused, TransportUnavailable, TransportRefused, TransactionLost)
+_OTHERS_FAULT = (
+    StoreUnavailable, StoreRefused, TransportUnavailable, TransportRefused, TransactionLost, DependencyUnavailable,
+)  # fmt: skip
 
 
 class Retry(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,8 +88,8 @@ class RetryBudget:
 def decide(error: BaseException, *, failures: int, policy: Retry, jitter: Jitter, stretch: float = 1.0) -> Outcome:
     """Turn what a handler raised into an outcome; *failures* counts this one.
 
-    A `Reject` is a dead letter at once. A database, registry or broker that is down or refuses us is
-    `Unavailable`: never counted. Anything else is tried again until the policy's attempts are used up.
+    A `Reject` is a dead letter at once. A database, registry, broker or other dependency that is down or refuses us
+    is `Unavailable`: never counted. Anything else is tried again until the policy's attempts are used up.
     """
     if isinstance(error, Reject):
         return DeadLetter(Reason.PERMANENT, error.message, error)

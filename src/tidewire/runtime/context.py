@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Generic
 
@@ -35,7 +36,10 @@ class Context(Generic[Tx]):
     the plain values that the service's lifespan yielded.
     """
 
-    __slots__ = ("_envelope", "_log", "_publish", "attempt", "message", "messages", "outgoing", "resources", "unit")
+    __slots__ = (
+        "_envelope", "_log", "_publish", "_waited", "_waits_since", "attempt", "message", "messages", "outgoing",
+        "resources", "unit",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -55,6 +59,8 @@ class Context(Generic[Tx]):
         self._publish = publish
         self._envelope: Envelope | None = None
         self._log: logging.LoggerAdapter[logging.Logger] | None = None
+        self._waited = 0.0
+        self._waits_since: float | None = None
 
     @property
     def envelope(self) -> Envelope:
@@ -95,6 +101,22 @@ class Context(Generic[Tx]):
             ConfigurationError: not an event, a delay the service cannot keep, or a value that cannot travel.
         """
         return await self._publish(self, event, delay, at)
+
+    @contextmanager
+    def waiting(self) -> Generator[None]:
+        """Stop the clock of the handler's timeout: for a middleware that waits until it is this event's turn."""
+        clock = asyncio.get_running_loop().time
+        began = None if self._waits_since is not None else clock()
+        self._waits_since = self._waits_since if began is None else began
+        try:
+            yield
+        finally:
+            if began is not None:
+                self._waited, self._waits_since = self._waited + clock() - began, None
+
+    def excused(self, now: float) -> float:
+        """Return how many seconds up to *now*, by the loop's clock, the handler's timeout does not count."""
+        return self._waited + (0.0 if self._waits_since is None else now - self._waits_since)
 
     @property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:

@@ -149,7 +149,7 @@ class Pipeline:
         store = self._store
         unit = None if store is None else store.unit(self.guards.get(delivery.lane), label=route.type)
         failures = 0 if work.failure is None else work.failure.failures
-        context: Context[Any] = Context(
+        context = work.context = Context[Any](
             [message],
             attempt=delivery.attempt + failures,
             unit=unit,
@@ -192,7 +192,7 @@ class Pipeline:
         store = self._store
         unit = None if store is None else store.unit(self.guards.get(lead.delivery.lane), label=route.type)
         attempt = max(work.delivery.attempt for work in works)
-        context: Context[Any] = Context(
+        context = lead.context = Context[Any](
             messages, attempt=attempt, unit=unit, publish=self._outgoing.publish, resources=self._resources
         )
         lead.cancellable = True

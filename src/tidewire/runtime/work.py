@@ -10,6 +10,7 @@ import msgspec
 from tidewire.errors import AlreadyMarked, TransactionLost
 from tidewire.model import DeadLetter, Delivery, Failure, Handled, Message, Outcome
 from tidewire.rules.lanes import Key, State
+from tidewire.runtime.context import Context
 from tidewire.runtime.plan import Bound, Route
 
 __all__ = ["Ran", "Together", "Work"]
@@ -23,11 +24,11 @@ class Work:
     attempts so far; *stored*: whether the store remembers something of it. *held_row*: it has a row among the held
     keys, to be freed when it is handled. *single*: it was in a batch that failed, so it runs in none. *started*:
     its start as a suspect was written down in this life. *cancellable*: its handlers are running, so that a timeout
-    may cancel them.
+    may cancel them. *context*: what they were given last.
     """
 
     __slots__ = (
-        "alone", "cancellable", "delivery", "discarded", "failure", "gone", "held_row", "held_since", "key",
+        "alone", "cancellable", "context", "delivery", "discarded", "failure", "gone", "held_row", "held_since", "key",
         "outgoing", "retry_at", "route", "single", "started", "state", "stored", "timed_out", "todo", "verdict",
     )  # fmt: skip
 
@@ -50,6 +51,7 @@ class Work:
         self.single = False
         self.started = False
         self.cancellable = False
+        self.context: Context[Any] | None = None
         self.timed_out = False
 
 

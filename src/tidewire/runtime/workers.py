@@ -285,8 +285,9 @@ class Workers:
             work = worker.work
             if work is None:
                 continue
-            if worker.until > now:
-                later.append(worker.until)
+            until = worker.until + (work.context.excused(now) if work.context is not None else 0.0)
+            if until > now:
+                later.append(until)
             elif work.cancellable and worker.task is not None:
                 work.cancellable = False
                 work.timed_out = True
