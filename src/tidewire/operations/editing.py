@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
-from typing import Protocol, TypeGuard
+from typing import TypeAlias, TypeGuard
 
 import msgspec
 
@@ -18,7 +18,7 @@ from tidewire.protocols import Transport
 from tidewire.rules.cloudevents import from_structured, is_structured
 from tidewire.rules.letters import discarded, redriven
 
-__all__ = ["EDITED_FROM", "BodyFrom", "Edited", "edit", "edited_copy", "set_fields"]
+__all__ = ["EDITED_FROM", "BodyFrom", "Edited", "edit", "edited_copy", "set_fields", "value_of"]
 
 EDITED_FROM = "tw-edited-from"
 _STEP = re.compile(r"\.?([^.\[\]]+)|\[(\d+)\]")
@@ -27,16 +27,8 @@ _decode = msgspec.json.Decoder(float_hook=Decimal).decode
 _encode = msgspec.json.Encoder(decimal_format="number").encode
 
 
-class BodyFrom(Protocol):
-    """Makes the new body of an event out of its old one."""
-
-    def __call__(self, body: bytes) -> bytes:
-        """Return the new body.
-
-        Raises:
-            ConfigurationError: it cannot be made of this one.
-        """
-        ...
+BodyFrom: TypeAlias = Callable[[bytes], bytes]
+"""Makes the new body of an event out of its old one, or raises ConfigurationError."""
 
 
 class Edited(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,6 +62,14 @@ def set_fields(values: Mapping[str, object]) -> BodyFrom:
         return _encode(document)
 
     return changed
+
+
+def value_of(text: str) -> object:
+    """Return the value that a person typed: JSON where it is JSON, numbers with all their digits, else the text."""
+    try:
+        return _decode(text)
+    except (msgspec.MsgspecError, RecursionError):
+        return text
 
 
 def edited_copy(letter: Letter, new_body: BodyFrom, *, event_id: str) -> Message:

@@ -71,7 +71,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What an act would do, as far as it could be seen. Its JSON is what the audit keeps and a resume goes by.
 
     *count* letters in all; *followers* of them only because their key goes as a whole; *unfit*: older than the dedup
-    window. *sample*: the ids of the first ones.
+    window. *sample*: the ids of the first selected ones.
     """
 
     selection: Selection
