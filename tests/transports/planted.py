@@ -11,9 +11,11 @@ from datetime import timedelta
 import msgspec
 
 from tidewire.model import (
+    Act,
     Capabilities,
     Change,
     Delivery,
+    GroupInfo,
     GroupSpec,
     InboxChannel,
     LaneEvent,
@@ -22,11 +24,13 @@ from tidewire.model import (
     Receipt,
     Release,
     Settlement,
+    Standing,
     Stats,
     Subscription,
     Topic,
     TopicSpec,
 )
+from tidewire.model import Found as Whereabouts
 from tidewire.transports.memory import MemoryBroker, MemoryReceiver, MemoryTransport
 
 Found = Sequence[Delivery | LaneEvent]
@@ -421,3 +425,61 @@ class LosesEmptyHeaders(Adapter):
                 for one in messages
             ]
         )
+
+
+class LooksOnlyIntoTopics(Adapter):
+    """An event that was moved to a channel is not found there."""
+
+    async def find(self, event_id: str, *, limit: int = 100) -> Sequence[Whereabouts]:
+        """Leave the channels out."""
+        found = await super().find(event_id, limit=limit)
+        return [one for one in found if isinstance(one.message.to, Topic)]
+
+
+class TakesHandedOutForSettled(Adapter):
+    """A standing is what the highest settled message says, not what was settled."""
+
+    async def find(self, event_id: str, *, limit: int = 100) -> Sequence[Whereabouts]:
+        """Say that everything that waits is settled."""
+        return [
+            msgspec.structs.replace(
+                one,
+                standings=[
+                    Standing(standing.group, "settled" if standing.state == "waiting" else standing.state)
+                    for standing in one.standings
+                ],
+            )
+            for one in await super().find(event_id, limit=limit)
+        ]
+
+
+class MatchesBeginnings(Adapter):
+    """A correlation id that begins like the one asked for is taken for it."""
+
+    async def related(self, correlation_id: str, *, limit: int = 1_000) -> Sequence[Whereabouts]:
+        """Ask for one that is longer as well."""
+        found = [*await super().related(correlation_id), *await super().related(correlation_id + "0")]
+        return found[:limit]
+
+
+class RemembersOwners(Adapter):
+    """A lane belongs to whoever had it last, dead or alive."""
+
+    def __init__(self, broker: MemoryBroker) -> None:
+        super().__init__(broker)
+        self._before: dict[str, str] = {}
+
+    async def groups(self, topic: str | None = None) -> Sequence[GroupInfo]:
+        """Fill in the owners of before."""
+        found = await super().groups(topic)
+        for one in found:
+            self._before.update(one.owners or {})
+        return [msgspec.structs.replace(one, owners=dict(self._before)) for one in found]
+
+
+class NumbersActsFromTheEnd(Adapter):
+    """The audit is read from its end, so that a reader who goes on behind a number misses what it has not read."""
+
+    async def acts(self, *, after: int = 0, limit: int = 100) -> Sequence[tuple[int, Act]]:
+        """Return the newest ones first."""
+        return (await super().acts(after=after, limit=1_000_000))[::-1][:limit]

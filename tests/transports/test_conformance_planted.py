@@ -43,6 +43,11 @@ CAUGHT: list[tuple[type[Adapter], str]] = [
     (planted.DropsAtItsOwnLimit, "test_native_limit_never_fires_before_core_limit"),
     (planted.GuessesStats, "test_stats_none_when_unknown_never_negative"),
     (planted.LeaksFiles, "test_no_task_thread_fd_leak"),
+    (planted.LooksOnlyIntoTopics, "test_a_redrive_can_be_followed"),
+    (planted.TakesHandedOutForSettled, "test_standings_know_what_was_settled_out_of_order"),
+    (planted.MatchesBeginnings, "test_related_covers_topics_and_dead_channels"),
+    (planted.RemembersOwners, "test_owners_have_live_leases"),
+    (planted.NumbersActsFromTheEnd, "test_acts_are_kept_in_order"),
     (planted.LosesEmptyHeaders, "test_headers_roundtrip_unicode_empty_values_64"),
 ]
 

@@ -27,6 +27,7 @@ from tidewire.testing.transports.sections import (
     l_atomic,
     m_lifecycle,
     n_model,
+    o_operators,
 )
 
 __all__ = ["TransportConformance", "run_case"]
@@ -46,6 +47,7 @@ SECTIONS: tuple[ModuleType, ...] = (
     l_atomic,
     m_lifecycle,
     n_model,
+    o_operators,
 )
 CASE_SECONDS_MAX = 60.0
 """No case needs a tenth of it; it ends one that hangs."""
