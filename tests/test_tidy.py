@@ -44,6 +44,7 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     ("positional", "src/tidewire/stores/"): "as the seams: group, source, event id is one key",
     ("positional", "src/tidewire/transports/memory/"): "as the seams: topic and group name one thing",
     ("positional", "src/tidewire/transports/sqlite/"): "rows are named by (sub, lane) and written on a connection",
+    ("positional", "src/tidewire/operations/"): "where one acts, whose it is, which ones: said in that order",
     ("positional", "src/tidewire/kit/sqlite_errors.py"): "error, place, classes: the table's row",
     ("positional", "src/tidewire/rules/outgoing.py"): "source, id, handler, ordinal are the cause's one name",
     ("positional", "src/tidewire/rules/upcasts.py"): "type, its codec, its steps: called from one place",
@@ -70,6 +71,8 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     ("typing", "src/tidewire/stores/"): "SQL parameters, rows and native handles",
     ("typing", "src/tidewire/transports/sqlite/"): "SQL parameters and rows",
     ("typing", "src/tidewire/config.py"): "difflib's stub wants a list of texts",
+    ("typing", "src/tidewire/cli/"): "JSON documents, and rows of tables, of any kind",
+    ("typing", "src/tidewire/middleware/"): "events and what handlers return are the user's own types",
     ("typing", "src/tidewire/cli/demo/"): "rows of the services' databases; wrappers pass on what they do not know",
     # Errors are caught whole where one place decides what they mean, or where a half-done act is undone and they rise.
     ("broad except", "src/tidewire/codecs/json.py"): "a decoder raises DecodeError and nothing else (R13)",

@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 
 import msgspec
 
-from tidewire.errors import ConfigurationError
+from tidewire.errors import ConfigurationError, StoreRefused, TransportRefused
 from tidewire.protocols import Store, Transport
 
 __all__ = ["Settings", "masked", "open_store", "open_transport", "settings_from"]
@@ -80,33 +80,45 @@ def settings_from(
     return msgspec.convert(values, Settings)
 
 
-def open_transport(url: str) -> AbstractAsyncContextManager[Transport]:
+def open_transport(url: str, *, create: bool = True) -> AbstractAsyncContextManager[Transport]:
     """Return the context manager that opens the broker at *url*: ``memory://``, ``sqlite:///path``.
+
+    Without *create* a file that is not there is refused, for whoever only looks.
 
     Raises:
         ConfigurationError: not a URL of a broker; names what it could be.
+        TransportRefused: no such file.
     """
     scheme, path = _split(url, "broker", _TRANSPORTS)
     if scheme == "memory":
         from tidewire.transports.memory import open_memory_transport
 
         return open_memory_transport()
+    if not create and not Path(path).exists():
+        raise TransportRefused(
+            f"there is no broker file {path}", hint="name it with --broker or TIDEWIRE_BROKER, or start a service first"
+        )
     from tidewire.transports.sqlite import open_sqlite_transport
 
     return open_sqlite_transport(path)
 
 
-def open_store(url: str) -> AbstractAsyncContextManager[Store]:
+def open_store(url: str, *, create: bool = True) -> AbstractAsyncContextManager[Store]:
     """Return the context manager that opens the store at *url*: ``memory://``, ``sqlite:///path``.
+
+    Without *create* a file that is not there is refused, for whoever only looks.
 
     Raises:
         ConfigurationError: not a URL of a store; names what it could be.
+        StoreRefused: no such file.
     """
     scheme, path = _split(url, "store", _STORES)
     if scheme == "memory":
         from tidewire.stores.memory import open_memory_store
 
         return open_memory_store()
+    if not create and not Path(path).exists():
+        raise StoreRefused(f"there is no store file {path}", hint="name it with --store or TIDEWIRE_STORE")
     from tidewire.stores.sqlite import open_sqlite_store
 
     return open_sqlite_store(path)

@@ -14,10 +14,20 @@ __all__ = ["COMMANDS", "main"]
 
 Command: TypeAlias = Callable[[Sequence[str]], int]
 
-# Each command: the module with its ``main(arguments) -> exit code``, loaded when it is chosen, and its one line.
+# Each command: ``module`` or ``module:function`` of its ``main(arguments) -> exit code``, loaded when it is chosen,
+# and its one line.
 COMMANDS: dict[str, tuple[str, str]] = {
+    "bench": ("tidewire.cli.bench", "how fast this broker is, here and now"),
     "demo": ("tidewire.cli.demo.command", "a shop of five services, killed on the way, and books that balance"),
+    "find": ("tidewire.cli.find:find", "where an event is, by its id, and how far each group is with it"),
+    "groups": ("tidewire.cli.groups", "who reads what, how far behind, and who owns which lane"),
+    "outbox": ("tidewire.cli.outbox", "what a store has still to publish, and what the broker would not take"),
+    "publish": ("tidewire.cli.publish", "an event from JSON, checked against its class"),
+    "replay": ("tidewire.cli.replay", "give a group events once more, from a time or a position"),
     "run": ("tidewire.cli.run", "one service, in production: broker and store from the environment"),
+    "tail": ("tidewire.cli.tail", "events as they are stored"),
+    "topics": ("tidewire.cli.topics", "what topics there are; make one"),
+    "trace": ("tidewire.cli.find:trace", "what an event caused, and what caused it"),
 }
 
 USAGE_TEXT = """\
@@ -74,7 +84,8 @@ def _dispatch(given: list[str]) -> int:
         hint = did_you_mean(given[0], COMMANDS) or "`tidewire --help` lists the commands"
         tell(f"there is no command {given[0]!r}", hint=hint)
         return USAGE
-    command: Command = importlib.import_module(COMMANDS[given[0]][0]).main
+    module, _, function = COMMANDS[given[0]][0].partition(":")
+    command: Command = getattr(importlib.import_module(module), function or "main")
     return command(given[1:])
 
 

@@ -11,9 +11,10 @@ from types import ModuleType
 
 from tidewire.cli.exits import did_you_mean
 from tidewire.errors import ConfigurationError, TidewireError
+from tidewire.rules.events import EventType, definition_of, is_event
 from tidewire.runtime.service import Service
 
-__all__ = ["find_service"]
+__all__ = ["find_event", "find_service"]
 
 
 def find_service(target: str) -> Service:
@@ -47,6 +48,30 @@ def find_service(target: str) -> Service:
         f"{module.__name__}:{attribute} is not a Service, it is of type {found}",
         hint=_listing(module.__name__, services),
     )
+
+
+def find_event(target: str) -> EventType:
+    """Import *target*, ``module:Class``, as `find_service` does, and return what is known of that event class.
+
+    Raises:
+        ConfigurationError: no such module or class, or a class that is no integration event.
+    """
+    module_name, _, attribute = target.partition(":")
+    if not module_name or not attribute or module_name.startswith("."):
+        raise ConfigurationError(
+            f"{target!r} names no event class", hint="name one as module:Class, for example shop.events:OrderPlaced"
+        )
+    module = _import(module_name.removesuffix(".py").replace("/", "."))
+    events = {name: value for name, value in vars(module).items() if is_event(value)}
+    if attribute not in events:
+        listing = "its events: " + ", ".join(sorted(events)) if events else f"there is no event in {module_name!r}"
+        raise ConfigurationError(
+            f"module {module_name!r} has no event {attribute!r}", hint=did_you_mean(attribute, events) or listing
+        )
+    definition = definition_of(events[attribute])
+    if definition.kind == "domain":
+        raise ConfigurationError(f"{target} is a domain event: it stays inside its service")
+    return definition
 
 
 def _import(name: str) -> ModuleType:

@@ -16,7 +16,7 @@ import msgspec
 from tidewire.errors import ConfigurationError
 from tidewire.rules.names import is_topic_name
 
-__all__ = ["EventType", "definition_of", "domain_event", "event"]
+__all__ = ["EventType", "definition_of", "domain_event", "event", "is_event"]
 
 C = TypeVar("C", bound=type)
 _TYPE = re.compile(r"[a-z][a-z0-9_-]*(\.[a-z][a-z0-9_-]*)+\Z")
@@ -111,6 +111,12 @@ def definition_of(cls: type) -> EventType:
     raise ConfigurationError(
         f"{name} is not an event", hint=f'put @event("…") above class {name}, or @domain_event for in-process use'
     )
+
+
+def is_event(value: object) -> bool:
+    """Whether *value* is a class that was made an event."""
+    found = getattr(value, _ATTRIBUTE, None)
+    return isinstance(found, EventType) and found.cls is value
 
 
 def _as_model(cls: C) -> C:

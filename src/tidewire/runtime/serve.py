@@ -31,7 +31,7 @@ from tidewire.runtime.service import Ordering, Service
 from tidewire.runtime.subscriber import Health, Subscriber
 from tidewire.runtime.topology import Topology
 
-__all__ = ["Options", "Running", "open_publisher", "running", "serve_until_signal"]
+__all__ = ["Options", "Running", "open_publisher", "relay_once", "running", "serve_until_signal"]
 
 _logger = logging.getLogger("tidewire.service")
 
@@ -150,6 +150,17 @@ async def open_publisher(
     """
     async with running(Service(source), transport=transport, store=store, options=options, parts=parts) as app:
         yield app.publisher
+
+
+async def relay_once(store: Store, transport: Transport, *, owner: str, longest: timedelta) -> int:
+    """Publish what is due in *store*'s outbox, for at most *longest*, and return how many rows are still pending.
+
+    -1: the broker or the store was not there. Another process that relays keeps its lease; then nothing is done.
+    """
+    house = House(transport, store, Options(), with_remembered_codecs(Parts()))
+    relay = house.relay(owner)
+    assert relay is not None
+    return await relay.flush(longest)
 
 
 class House:
