@@ -61,6 +61,15 @@ async def ids(world: World, group: str = GROUP) -> list[str]:
     return [browsed.message.id for browsed in await letters(world, group)]
 
 
+async def until_held(world: World, keys: Sequence[str]) -> None:
+    """Wait until exactly *keys* of the group are held."""
+
+    async def as_wanted() -> bool:
+        return [(TOPIC, key) for key in keys] == sorted(await world.store.held.keys(GROUP, [TOPIC]))
+
+    await world.until(as_wanted)
+
+
 def plan_numbers(plan: Plan) -> tuple[int, int, int]:
     """Return how many letters a plan has, how many of them follow their key, how many are too old."""
     return plan.count, plan.followers, plan.unfit
