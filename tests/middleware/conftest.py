@@ -1,18 +1,34 @@
-"""Middleware is tested on the world of the runtime's tests: real services on real transports and stores."""
+"""Middleware is tested in real services on the embedded broker and the SQLite store; it sees neither of them."""
 
 from __future__ import annotations
 
-import importlib.util
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+
+import pytest
+
+from tidewire.stores.sqlite import open_sqlite_store
+from tidewire.transports.sqlite import open_sqlite_transport
 
 _RUNTIME = Path(__file__).resolve().parent.parent / "runtime"
 if str(_RUNTIME) not in sys.path:
     sys.path.insert(0, str(_RUNTIME))
 
-_spec = importlib.util.spec_from_file_location("runtime_conftest", _RUNTIME / "conftest.py")
-assert _spec is not None
-assert _spec.loader is not None
-_runtime_conftest = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_runtime_conftest)
-opened = _runtime_conftest.opened
+from runtime_world import Opened, World  # noqa: E402 - found by the path above
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Opened:
+    """A function that opens a world."""
+
+    @asynccontextmanager
+    async def open_world() -> AsyncIterator[World]:
+        async with (
+            open_sqlite_transport(tmp_path / "broker.db") as transport,
+            open_sqlite_store(tmp_path / "store.db") as store,
+        ):
+            yield World(transport, store)
+
+    return open_world

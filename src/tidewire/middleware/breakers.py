@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import Literal, Protocol, TypeAlias, TypeVar
 from weakref import WeakKeyDictionary
 
-from tidewire.errors import ConfigurationError, DependencyUnavailable
+from tidewire.errors import ConfigurationError, DependencyUnavailable, TidewireError
 from tidewire.model import ZERO, Message
 
 __all__ = ["CircuitBreaker", "CircuitState", "circuit_breaker"]
@@ -57,7 +57,8 @@ def circuit_breaker(
     Open, it raises `DependencyUnavailable` in place of the call, for *reset_after*; that is nobody's failure: no
     attempt is spent, the subscription pauses, order is kept. Then it is half-open: one event is let through. If that
     is handled well, the breaker closes; if it fails with one of *counts*, it opens anew, and that is not counted
-    either. What is raised otherwise (a `Reject`, a bug, a cancellation) says nothing about the dependency.
+    either. What is raised otherwise (a bug, a cancellation, any `TidewireError` such as `Reject`) says nothing about
+    the dependency. With ``failures=1`` a single event that always fails so can keep the subscription waiting.
 
     A handler that hangs is cut off from outside, by the timeout of its registration, and so is not counted: put
     `timeout` inside the breaker. One object is one dependency: give it to every handler that uses it.
@@ -67,7 +68,10 @@ def circuit_breaker(
     """
     kinds = counts if isinstance(counts, tuple) else (counts,)
     if not kinds or not all(map(_is_error, kinds)):
-        raise ConfigurationError(f"circuit_breaker {name!r}: counts takes error classes, not {counts!r}")
+        raise ConfigurationError(
+            f"circuit_breaker {name!r}: counts takes error classes, not {counts!r}",
+            hint="those of the client that talks to it; tidewire's own errors never count",
+        )
     if not name or failures < 1 or window <= ZERO or reset_after <= ZERO:
         raise ConfigurationError(
             f"circuit_breaker {name!r}: failures={failures}, window={window}, reset_after={reset_after} cannot be",
@@ -104,7 +108,10 @@ class CircuitBreaker:
     def state(self) -> CircuitState:
         """``closed``, ``open`` or ``half-open`` (one event is on trial); the worst, if several event loops use it."""
         states = {circuit.state for loop, circuit in list(self._circuits.items()) if not loop.is_closed()}
-        return next((state for state in _WORST_FIRST if state in states), "closed")
+        for state in _WORST_FIRST:
+            if state in states:
+                return state
+        return "closed"
 
     def __call__(self, handle: Callable[[E, C], Awaitable[R]]) -> Callable[[E, C], Awaitable[R]]:
         async def guarded(event: E, context: C) -> R:
@@ -121,6 +128,8 @@ class CircuitBreaker:
             token = _passed.set((*passed, self))
             try:
                 result = await handle(event, context)
+            except TidewireError:  # a verdict, or word from the store: never of this dependency
+                raise
             except self._counts as error:
                 if circuit.failed(event_name, trial=trial):
                     raise
@@ -208,7 +217,7 @@ class Circuit:
 
 
 def _is_error(kind: object) -> bool:
-    return isinstance(kind, type) and issubclass(kind, Exception)
+    return isinstance(kind, type) and issubclass(kind, Exception) and not issubclass(kind, TidewireError)
 
 
 def _now() -> float:
