@@ -296,6 +296,7 @@ def test_a_discard_needs_a_reason_and_tells_the_group(run: Run, broker: Path) ->
     [
         (["redrive"], "no letters were selected"),
         (["redrive", "--all", "head"], "contradict"),
+        (["redrive", "--resume", "--all"], "leave the selection out"),
         (["redrive", "--all", "--rate", "0"], "a rate of 0.0"),
         (["redrive", "--all", "--older-than", "soon"], "is no duration"),
         (["redrive", "--al"], "unknown argument"),

@@ -18,6 +18,7 @@ from tidewire.cli.dlq_options import (
     print_done,
     print_plan,
     selection_of,
+    selects,
 )
 from tidewire.cli.exits import FAILED, OK, CommandParser
 from tidewire.cli.shown import emit, stamp
@@ -54,6 +55,8 @@ def redriven(arguments: Sequence[str]) -> int:
 
     async def act(broker: Broker) -> int:
         if options.resume:
+            if selects(options) or options.all:
+                raise ConfigurationError("--resume goes by the plans that were begun", hint="leave the selection out")
             return await _resumed(broker, options, pace)
         plan = await _planned(broker, options, whole_keys=not options.only)
         if plan.unfit and not options.force and not options.dry_run:

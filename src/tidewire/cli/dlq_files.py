@@ -75,8 +75,8 @@ def imported(arguments: Sequence[str]) -> int:
             return OK
         result = await import_letters(broker, path, by=operator())
         if options.json:
-            counts = {"lines": result.lines, "added": result.added, "there": result.there}
-            emit({"dry_run": False, "act": result.act_id, "changed": result.changed, **counts})
+            seen = {"lines": result.lines, "added": result.added, "there": result.there}
+            emit({"dry_run": False, "act": result.act_id, "changed": result.changed, **seen})
         else:
             print(f"imported {result.added} dead letters" if result.changed else "nothing changed")
             print(f"{result.there} of {result.lines} were there already")

@@ -32,6 +32,7 @@ __all__ = [
     "print_plan",
     "selecting_parser",
     "selection_of",
+    "selects",
 ]
 
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -75,10 +76,9 @@ def selection_of(options: argparse.Namespace, *, now: int, must_say: bool = Fals
     Raises:
         ConfigurationError: with *must_say*, nothing was selected and ``--all`` was not given, or both were.
     """
-    said = [name for name in ("ids", *_FILTERS) if getattr(options, name)]
-    if must_say and bool(said) == options.all:
+    if must_say and selects(options) == options.all:
         raise ConfigurationError(
-            "--all and a selection contradict each other" if said else "no letters were selected",
+            "--all and a selection contradict each other" if options.all else "no letters were selected",
             hint="name ids, use --topic, --group, --type, --reason-is, --error, --key, or say --all",
         )
     older, newer = options.older_than, options.newer_than
@@ -93,6 +93,11 @@ def selection_of(options: argparse.Namespace, *, now: int, must_say: bool = Fals
         before=None if older is None else now - int(older.total_seconds() * 1e6),
         after=None if newer is None else now - int(newer.total_seconds() * 1e6),
     )
+
+
+def selects(options: argparse.Namespace) -> bool:
+    """Whether *options* narrow the selection."""
+    return any(getattr(options, name) not in (None, [], "") for name in ("ids", *_FILTERS))
 
 
 def operator() -> Operator:

@@ -18,7 +18,7 @@ from tidewire.protocols import Transport
 from tidewire.rules.cloudevents import from_structured, is_structured
 from tidewire.rules.letters import discarded, redriven
 
-__all__ = ["EDITED_FROM", "BodyFrom", "Edited", "edit", "edited_copy", "set_fields", "value_of"]
+__all__ = ["EDITED_FROM", "BodyFrom", "edit", "edited_copy", "set_fields", "value_of"]
 
 EDITED_FROM = "tw-edited-from"
 _STEP = re.compile(r"\.?([^.\[\]]+)|\[(\d+)\]")

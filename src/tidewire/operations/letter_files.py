@@ -20,7 +20,7 @@ from tidewire.operations.letters import channels_of, inspector_of, scan
 from tidewire.operations.selection import Letter, Selection
 from tidewire.protocols import Inspector, Transport
 
-__all__ = ["Imported", "Line", "export_letters", "import_letters", "line_of", "read_file"]
+__all__ = ["Line", "export_letters", "import_letters", "line_of", "read_file"]
 
 FORMAT = 1
 LINE_BYTES_MAX = 8 << 20

@@ -16,7 +16,6 @@ from tidewire.protocols import Finder, Inspector, Transport
 
 __all__ = [
     "Cause",
-    "Listing",
     "Place",
     "Shown",
     "channels_of",
