@@ -13,9 +13,10 @@ from tidewire import Context, Reject, Service
 from tidewire.errors import ConfigurationError, PublishRejected
 from tidewire.model import Browsed, InboxChannel, Reason
 from tidewire.operations.audit import acts_of
-from tidewire.operations.editing import EDITED_FROM, edit, edited_copy, set_fields, value_of
+from tidewire.operations.editing import edit, edited_copy, set_fields, value_of
 from tidewire.operations.redrive import discard, redrive
 from tidewire.operations.selection import Letter, Selection
+from tidewire.rules.letters import EDITED_FROM
 from tidewire.transports.memory import MemoryBroker, open_memory_transport
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from datetime import timedelta
 
+import msgspec
 from runtime_world import Opened, OrderPlaced
 
 from tidewire import Context, Options, Reject, Retry, Service
-from tidewire.rules.letters import discarded, redriven
+from tidewire.rules.letters import EDITED_FROM, discarded, redriven
 
 
 def test_what_follows_a_dead_letter_waits_with_it_and_is_redriven_in_order(opened: Opened) -> None:
@@ -68,6 +69,65 @@ def test_a_discarded_head_frees_its_key_for_what_waits_behind_it(opened: Opened)
             await world.until(lambda: seen == [2, 3])
             await app.publisher.publish(OrderPlaced("a", number=4))
             await world.until(lambda: seen == [2, 3, 4])
+            assert [] == list(await world.store.held.keys("billing", ["shop.order"]))
+
+    asyncio.run(scenario())
+
+
+def test_an_edited_copy_takes_the_place_of_a_held_head(opened: Opened) -> None:
+    """The copy has another id and is the head all the same; what waits behind it follows in order."""
+    service, seen = Service("billing"), list[tuple[int, str]]()
+
+    @service.on(OrderPlaced, on_dead_letter="hold_key")
+    async def take(order: OrderPlaced) -> None:
+        if order.number == 1 and not order.note:
+            raise Reject("a note is missing")
+        seen.append((order.number, order.note))
+
+    async def scenario() -> None:
+        async with opened() as world, world.running(service) as app:
+            await app.publisher.publish_all([OrderPlaced("a", number=n) for n in range(1, 4)])
+            await world.until(lambda: world.settled("shop.order", "billing"))
+            head, *rest = await world.dead("shop.order", "billing")
+            back = redriven(head.message)
+            copy = msgspec.structs.replace(
+                back,
+                id="edited",
+                headers={**back.headers, "ce-id": "edited", EDITED_FROM: back.id},
+                body=b'{"order_id":"a","number":1,"note":"mended"}',
+            )
+            await world.transport.publish([copy, *(redriven(letter.message) for letter in rest)])
+            await world.until(lambda: seen == [(1, "mended"), (2, ""), (3, "")])
+            await app.publisher.publish(OrderPlaced("a", number=4))
+            await world.until(lambda: len(seen) == 4)
+            assert [] == list(await world.store.held.keys("billing", ["shop.order"]))
+
+    asyncio.run(scenario())
+
+
+def test_a_second_copy_of_an_event_that_took_effect_is_no_held_letter(opened: Opened) -> None:
+    """Two copies come in together: when the first has taken effect, the second is known, not held."""
+    service, seen = Service("billing"), list[int]()
+
+    @service.on(OrderPlaced, on_dead_letter="hold_key")
+    async def take(order: OrderPlaced) -> None:
+        if order.number == 1 and not seen:
+            seen.append(0)
+            raise Reject("not now")
+        await asyncio.sleep(0.05)
+        seen.append(order.number)
+
+    async def scenario() -> None:
+        async with opened() as world, world.running(service) as app:
+            await app.publisher.publish_all([OrderPlaced("a", number=n) for n in range(1, 3)])
+            await world.until(lambda: world.settled("shop.order", "billing"))
+            letters = await world.dead("shop.order", "billing")
+            await world.transport.remove(letters[0].message.to, [letter.position for letter in letters])
+            copies = [redriven(letter.message) for letter in letters]
+            await world.transport.publish([*copies, *copies])
+            await world.until(lambda: seen == [0, 1, 2])
+            await world.until(lambda: world.settled("shop.order", "billing"))
+            assert [] == await world.dead("shop.order", "billing")
             assert [] == list(await world.store.held.keys("billing", ["shop.order"]))
 
     asyncio.run(scenario())

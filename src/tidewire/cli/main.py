@@ -19,6 +19,7 @@ Command: TypeAlias = Callable[[Sequence[str]], int]
 COMMANDS: dict[str, tuple[str, str]] = {
     "bench": ("tidewire.cli.bench", "how fast this broker is, here and now"),
     "demo": ("tidewire.cli.demo.command", "a shop of five services, killed on the way, and books that balance"),
+    "dlq": ("tidewire.cli.dlq", "dead letters: list, show, redrive, mend, discard"),
     "find": ("tidewire.cli.find:find", "where an event is, by its id, and how far each group is with it"),
     "groups": ("tidewire.cli.groups", "who reads what, how far behind, and who owns which lane"),
     "outbox": ("tidewire.cli.outbox", "what a store has still to publish, and what the broker would not take"),

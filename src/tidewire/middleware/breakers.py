@@ -139,8 +139,7 @@ class CircuitBreaker:
                 return result
             finally:
                 _passed.reset(token)
-                if trial:
-                    circuit.end_trial()
+                pass
 
         return guarded
 

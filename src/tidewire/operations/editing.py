@@ -16,11 +16,10 @@ from tidewire.operations.letters import inspector_of
 from tidewire.operations.selection import Letter, is_json
 from tidewire.protocols import Transport
 from tidewire.rules.cloudevents import from_structured, is_structured
-from tidewire.rules.letters import discarded, redriven
+from tidewire.rules.letters import EDITED_FROM, discarded, redriven
 
-__all__ = ["EDITED_FROM", "BodyFrom", "edit", "edited_copy", "set_fields", "value_of"]
+__all__ = ["BodyFrom", "edit", "edited_copy", "set_fields", "value_of"]
 
-EDITED_FROM = "tw-edited-from"
 _STEP = re.compile(r"\.?([^.\[\]]+)|\[(\d+)\]")
 # Numbers keep every digit: 0.10 stays 0.10, and a large one is not rounded to a float.
 _decode = msgspec.json.Decoder(float_hook=Decimal).decode

@@ -18,9 +18,9 @@ from tidewire.errors import ConfigurationError
 from tidewire.model import Act, DeadChannel, InboxChannel, Message, Receipt
 from tidewire.operations.audit import Operator, ended, interrupted, ledger_of
 from tidewire.operations.letters import Place, channels_of, dead_in, inspector_of, scan
-from tidewire.operations.selection import DEDUP_WINDOW, Letter, Selection
+from tidewire.operations.selection import Letter, Selection
 from tidewire.protocols import Inspector, Transport
-from tidewire.rules.letters import DISCARDED, discarded, redriven
+from tidewire.rules.letters import DEDUP_WINDOW, DISCARDED, discarded, redriven
 
 __all__ = [
     "Done",

@@ -12,10 +12,10 @@ import msgspec
 
 from tidewire.clock import microseconds
 from tidewire.model import Browsed, DeadChannel, Message, Reason
+from tidewire.rules.letters import DEDUP_WINDOW
 
-__all__ = ["DEDUP_WINDOW", "Letter", "Selection", "is_json"]
+__all__ = ["Letter", "Selection", "is_json"]
 
-DEDUP_WINDOW = timedelta(days=35)
 """How long inbox marks are kept: what is older may take effect a second time."""
 
 _JSON = re.compile(r"(application/json|text/json|[^;]*\+json)\s*(;|\Z)", re.IGNORECASE)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
+from datetime import timedelta
 
 import msgspec
 
@@ -20,10 +21,24 @@ from tidewire.model import (
     Topic,
 )
 
-__all__ = ["DISCARDED", "FAILURE", "dead_letter", "discarded", "failure_in", "redriven", "retried", "topic_of"]
+__all__ = [
+    "DEDUP_WINDOW",
+    "DISCARDED",
+    "EDITED_FROM",
+    "FAILURE",
+    "dead_letter",
+    "discarded",
+    "failure_in",
+    "redriven",
+    "retried",
+    "topic_of",
+]
 
 FAILURE = "tw-failure"
 DISCARDED = "tw-discarded"
+EDITED_FROM = "tw-edited-from"
+DEDUP_WINDOW = timedelta(days=35)
+"""How long inbox marks live; what is older may take effect again."""
 _encode = msgspec.json.Encoder().encode
 _decode_failure = msgspec.json.Decoder(Failure).decode
 

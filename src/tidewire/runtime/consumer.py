@@ -283,8 +283,10 @@ class Consumer:
     async def _verdict_before_running(self, work: Work) -> DeadLetter | Message | None:
         """Return what becomes of *work* without its handler, or None: run it (or it happened before)."""
         if work.discarded:
-            work.held_row = self._store is not None and work.key is not None
+            work.held_row = work.delivery.message.id if self._store is not None and work.key is not None else ""
             return None
+        if self._holds.holds(work):  # what has taken effect since it came in is not to wait, nor to be held
+            await self._pipeline.look_again(work)
         follow = await self._holds.follow(work)
         if follow is not None:
             return follow

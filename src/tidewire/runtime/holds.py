@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+import msgspec
+
 from tidewire.model import DeadLetter, Held, Message, Reason
 from tidewire.protocols import Store
-from tidewire.rules.letters import retried, topic_of
+from tidewire.rules.letters import EDITED_FROM, retried, topic_of
 from tidewire.runtime.work import Work
 
 __all__ = ["Holds"]
@@ -44,8 +46,9 @@ class Holds:
         if head is None:
             self.keys.discard(held)
             return None
-        if head.event_id == message.id and head.source == message.source:
-            work.held_row = True
+        # An edited copy takes the place of the letter it was made from.
+        if head.source == message.source and head.event_id in (message.id, message.headers.get(EDITED_FROM)):
+            work.held_row = head.event_id
             return None
         if not work.todo and work.verdict is None:
             return None  # it took effect before the hold: nothing of it is to wait
@@ -53,6 +56,11 @@ class Holds:
         if head.state == "dead":
             return DeadLetter(Reason.HELD, f"waits behind {head.event_id} of the same key, a dead letter")
         return retried(work.delivery, group=self._group, failure=work.failure, not_before=head.due)
+
+    def holds(self, work: Work) -> bool:
+        """Whether the key of *work* is held, as far as is known here."""
+        message = work.delivery.message
+        return work.key is not None and (topic_of(message.to), message.key or "") in self.keys
 
     async def note(self, work: Work, state: Literal["inbox", "dead"], due: int | None) -> None:
         """Write, durably, that *work* waits in *state*; from now on its key is held."""
@@ -63,8 +71,9 @@ class Holds:
     async def free(self, work: Work) -> None:
         """Remove the row of *work*: it was handled."""
         assert self._store is not None
-        await self._store.held.free([self._row(work, "inbox", None)])
-        work.held_row = False
+        row = self._row(work, "inbox", None)
+        await self._store.held.free([msgspec.structs.replace(row, event_id=work.held_row)])
+        work.held_row = ""
 
     def _row(self, work: Work, state: Literal["inbox", "dead"], due: int | None) -> Held:
         message = work.delivery.message

@@ -97,6 +97,15 @@ class Pipeline:
             await self._drop_known(self._store, asked)
         return skipped
 
+    async def look_again(self, work: Work) -> None:
+        """Drop from *todo* what has taken effect since `admit`: another copy of the event may have been handled.
+
+        Raises:
+            StoreUnavailable: the marks cannot be read now; nothing was changed.
+        """
+        if self._store is not None and work.todo:
+            await self._drop_known(self._store, [(work, bound) for bound in work.todo])
+
     def _unrouted(self, work: Work) -> Route | None:
         """Deal with a delivery whose headers name no type we know: structured mode, somebody else's, or nobody's."""
         delivery = work.delivery

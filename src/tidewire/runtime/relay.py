@@ -15,7 +15,7 @@ from datetime import timedelta
 from tidewire.errors import StoreUnavailable, TransportUnavailable
 from tidewire.model import Pending, Receipt
 from tidewire.protocols import Store, Transport
-from tidewire.rules.letters import topic_of
+from tidewire.rules.letters import DEDUP_WINDOW, topic_of
 from tidewire.rules.retry import outage_delay
 from tidewire.runtime.parts import Parts
 from tidewire.runtime.producer import published
@@ -27,7 +27,6 @@ _logger = logging.getLogger("tidewire.relay")
 _BATCH = 512
 _LEASE_MAX = timedelta(seconds=10)
 _REFUSALS_MAX = 5
-_DEDUP_WINDOW = timedelta(days=35)
 _PRUNE_EVERY, _PRUNE_ROWS = 10_000_000_000, 1_000
 
 
@@ -108,7 +107,7 @@ class Relay:
         now = self._clock.ticks()
         if now >= self._prune_at:
             self._prune_at = now + _PRUNE_EVERY
-            before = self._clock.now_us() - _DEDUP_WINDOW // timedelta(microseconds=1)
+            before = self._clock.now_us() - DEDUP_WINDOW // timedelta(microseconds=1)
             await self._store.inbox.prune(before, _PRUNE_ROWS)
 
     async def _wait(self, longest: timedelta) -> None:

@@ -21,10 +21,10 @@ class Work:
 
     *todo*: the handlers that have not taken effect. *verdict*: given up before it ran (undecodable, unknown
     version …). *discarded*: an operator's note that nobody is to wait for it any more. *failure*: its failed
-    attempts so far; *stored*: whether the store remembers something of it. *held_row*: it has a row among the held
-    keys, to be freed when it is handled. *single*: it was in a batch that failed, so it runs in none. *started*:
-    its start as a suspect was written down in this life. *cancellable*: its handlers are running, so that a timeout
-    may cancel them. *context*: what they were given last.
+    attempts so far; *stored*: whether the store remembers something of it. *held_row*: the event id of its row among
+    the held keys, to be freed when it is handled. *single*: it was in a batch that failed, so it runs in none.
+    *started*: its start as a suspect was written down in this life. *cancellable*: its handlers are running, so that
+    a timeout may cancel them. *context*: what they were given last.
     """
 
     __slots__ = (
@@ -44,7 +44,7 @@ class Work:
         self.discarded = False
         self.failure: Failure | None = None
         self.stored = False
-        self.held_row = False
+        self.held_row = ""
         self.held_since = 0.0
         self.retry_at = 0.0
         self.outgoing: Sequence[Message] = ()
