@@ -9,6 +9,7 @@ import sqlite3
 import sys
 from pathlib import Path
 
+from benchmarks.commands import commands
 from benchmarks.growth import growth
 from benchmarks.latency import latency
 from benchmarks.measure import Figure
@@ -20,14 +21,14 @@ from benchmarks.throughput import exactly_once, outbox_rows, publish, whole_path
 def main() -> int:
     """Run everything, or what is named."""
     parser = argparse.ArgumentParser(prog="benchmarks")
-    parser.add_argument("names", nargs="*", help="parts to run: rates, latency, growth, memory, share")
+    parser.add_argument("names", nargs="*", help="parts to run: rates, latency, growth, memory, share, commands")
     parser.add_argument("--quick", action="store_true", help="fewer events and rounds")
     parser.add_argument("--scale", type=float, help="factor on the numbers of events")
     parser.add_argument("--output", type=Path, default=Path("build/bench.json"))
     arguments = parser.parse_args()
     rounds = 2 if arguments.quick else 5
     scale = arguments.scale or (0.2 if arguments.quick else 1.0)
-    wanted = set(arguments.names) or {"rates", "latency", "growth", "memory", "share"}
+    wanted = set(arguments.names) or {"rates", "latency", "growth", "memory", "share", "commands"}
     print(f"Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}, WAL, synchronous=FULL, 1 KiB events")
     figures: list[Figure] = []
     if "rates" in wanted:
@@ -41,6 +42,8 @@ def main() -> int:
         figures += show(growth(scale))
     if "memory" in wanted:
         figures += show(memory(scale))
+    if "commands" in wanted:
+        figures += show(commands(scale))
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps([figure.as_json() for figure in figures], indent=1) + "\n")
     missed = [figure.name for figure in figures if figure.met is False]
