@@ -139,7 +139,8 @@ class CircuitBreaker:
                 return result
             finally:
                 _passed.reset(token)
-                pass
+                if trial:
+                    circuit.end_trial()
 
         return guarded
 
