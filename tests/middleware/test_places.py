@@ -9,9 +9,8 @@ from datetime import timedelta
 import pytest
 from runtime_world import Opened, OrderPlaced, PageViewed
 
-from tidewire import ConfigurationError, Context, Middleware, Options, Retry, Service, SyncContext, domain_event
+from tidewire import ConfigurationError, Context, Options, Retry, Service, SyncContext, domain_event
 from tidewire.middleware import ConcurrencyLimit, concurrency_limit
-from tidewire.model import Message, Topic
 
 QUICK = Retry(attempts=3, first_delay=timedelta(milliseconds=5), factor=1.0)
 ONCE = Retry(attempts=1)
@@ -22,14 +21,6 @@ class Noticed:
     """Something that another handler hears of in the same unit."""
 
     number: int
-
-
-async def nowhere(*publication: object) -> str:
-    raise AssertionError(publication)
-
-
-def message() -> Message:
-    return Message(Topic("t"), "1", "s", None, {}, b"")
 
 
 class Gauge:
@@ -216,41 +207,6 @@ def test_a_stop_while_waiting_costs_no_attempt_and_leaks_no_place(opened: Opened
 
     asyncio.run(scenario())
     assert {1: 20} == attempts
-
-
-def test_a_call_that_is_cancelled_as_its_turn_comes_passes_it_on() -> None:
-    """The place that was just handed to it goes to the next in the queue, whatever the moment."""
-    limit = concurrency_limit(1)
-    middleware: Middleware = limit
-
-    async def scenario() -> list[str]:
-        story, release = list[str](), asyncio.Event()
-
-        async def handle(event: str, context: Context) -> None:
-            story.append(event)
-            await release.wait()
-
-        call = middleware(handle)
-
-        async def one(name: str) -> None:
-            await call(name, Context([message()], attempt=1, unit=None, publish=nowhere, resources={}))
-
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(one("a"))
-            await asyncio.sleep(0)
-            cut, early = tasks.create_task(one("cut")), tasks.create_task(one("early"))
-            tasks.create_task(one("b"))
-            await asyncio.sleep(0)
-            early.cancel()
-            release.set()
-            await asyncio.sleep(0)  # "a" wakes up,
-            await asyncio.sleep(0)
-            cut.cancel()  # and "cut" has its place, or is about to
-        return story
-
-    story = asyncio.run(scenario())
-    assert ("a", "b", True) == (story[0], story[-1], unused(limit))
-    assert "early" not in story
 
 
 def test_a_key_that_cannot_be_told_is_the_events_failure(opened: Opened) -> None:
