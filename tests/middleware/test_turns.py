@@ -89,8 +89,8 @@ def test_tokens_come_one_by_one_to_who_waits_longest() -> None:
 
 
 def test_who_is_cancelled_while_waiting_costs_the_others_nothing() -> None:
-    """Before its turn, in the same turn of the loop, and just after it was granted: the next one has its token."""
-    for when in (0.5, 1.0 - JUST, 1.0 + JUST):
+    """Before its turn, in the moment of it, and just after it was granted: the next one has its token."""
+    for when in (0.5, 1.0, 1.0 + JUST):
 
         async def scenario(when: float = when) -> None:
             limit = rate_limit(1)

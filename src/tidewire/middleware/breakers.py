@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 from tidewire.errors import ConfigurationError, DependencyUnavailable, TidewireError
 from tidewire.model import ZERO, Message
 
-__all__ = ["CircuitBreaker", "CircuitState", "circuit_breaker"]
+__all__ = ["CircuitBreaker", "circuit_breaker"]
 
 CircuitState: TypeAlias = Literal["closed", "half-open", "open"]
 Errors: TypeAlias = type[Exception] | tuple[type[Exception], ...]

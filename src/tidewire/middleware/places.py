@@ -125,8 +125,8 @@ class Room:
         return not self.running and not self.queue
 
     def enter(self) -> bool:
-        """Take a place if one is free and nobody has waited longer."""
-        if self.queue or self.running >= self._most:
+        """Take a place if one is free; while somebody waits, none is: it passes from hand to hand."""
+        if self.running >= self._most:
             return False
         self.running += 1
         return True
