@@ -1,0 +1,1 @@
+"""The cases of the store suite, one file to a section."""
