@@ -281,9 +281,9 @@ async def _process(elsewhere: Sequence[str], prefix: str, number: int) -> AsyncG
         await writer.kill()
 
 
-def message(name: str, key: str | None = "k", *, due: int | None = None) -> Message:
-    """Return a message with the id *name*."""
-    return Message(Topic("suite.tested"), name, "suite", key, {"ce-id": name, "ce-type": "suite.tested"}, b"{}", due)
+def message(name: str, key: str | None = "k", *, due: int | None = None, topic: str = "suite.tested") -> Message:
+    """Return a message with the id *name*; *due* is its `not_before`."""
+    return Message(Topic(topic), name, "suite", key, {"ce-id": name, "ce-type": "suite.tested"}, b"{}", due)
 
 
 def mark_of(name: str) -> Mark:

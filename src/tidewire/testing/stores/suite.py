@@ -9,11 +9,31 @@ from types import ModuleType
 
 from tidewire.testing.leftovers import run_alone
 from tidewire.testing.stores.bench import Bench, MovedClock, Site
-from tidewire.testing.stores.sections import a_units, b_marks
+from tidewire.testing.stores.sections import (
+    a_units,
+    b_marks,
+    c_outbox,
+    d_backlog,
+    e_records,
+    f_lanes,
+    g_timetable,
+    h_processes,
+    i_model,
+)
 
 __all__ = ["SECTIONS", "StoreConformance", "run_case"]
 
-SECTIONS: tuple[ModuleType, ...] = (a_units, b_marks)
+SECTIONS: tuple[ModuleType, ...] = (
+    a_units,
+    b_marks,
+    c_outbox,
+    d_backlog,
+    e_records,
+    f_lanes,
+    g_timetable,
+    h_processes,
+    i_model,
+)
 
 Case = Callable[[Bench], Coroutine[None, None, None]]
 
