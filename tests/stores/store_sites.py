@@ -63,9 +63,9 @@ class SqliteRows:
 Opened = Callable[[Clock], AbstractAsyncContextManager[Any]]
 
 
-def memory_site(opened: Opened = lambda clock: open_memory_store(clock=clock)) -> Site:
+def memory_site(opened: Opened = lambda clock: open_memory_store(clock=clock), *, patience: float = 8.0) -> Site:
     """Return a store in memory; *opened* may put something between the suite and the store."""
-    return Site(open=opened, rows=MemoryRows())
+    return Site(open=opened, rows=MemoryRows(), patience=patience)
 
 
 def sqlite_site(path: str) -> Site:

@@ -76,7 +76,8 @@ class Site:
     *own_time*: leases and due times are judged by the database's clock, which nobody here can move; then cases wait
     instead. *shared*: two connections that are open at once see each other's commits. *durable*: what is
     committed outlives the last connection, and a process that is killed. *elsewhere* names, for a store that is
-    both, how another process gets this site: a function ``module:function`` and its arguments.
+    both, how another process gets this site: a function ``module:function`` and its arguments. *patience* is how
+    many seconds what must happen may take; only a case that fails waits so long.
     """
 
     open: Callable[[Clock], AbstractAsyncContextManager[Store]]
@@ -85,6 +86,7 @@ class Site:
     shared: bool = False
     durable: bool = False
     elsewhere: tuple[str, ...] | None = None
+    patience: float = 8.0
 
 
 class MovedClock(SystemClock):
@@ -161,6 +163,17 @@ class Bench:
         if self.site.own_time:
             raise SkipTest("not proven: needs fault f:clock")
         self.clock.wrong += by
+
+    @asynccontextmanager
+    async def soon(self) -> AsyncGenerator[None]:
+        """Demand that the block ends within the site's patience."""
+        limit = asyncio.timeout(self.site.patience)
+        try:
+            async with limit:
+                yield
+        except TimeoutError:
+            assert not limit.expired(), "what must happen has not happened in time"
+            raise
 
     # --- acts that many cases need ----------------------------------------------------------------------------
 

@@ -107,7 +107,7 @@ async def test_cancelled_waiters_leave_the_others_alone(bench: Bench) -> None:
     holder = bench.store.unit()
     await bench.fill(holder, message("holder"), mark=mark_of("holder"), row="holder")
     names = [f"w{number}" for number in range(6)]
-    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+    async with bench.soon(), asyncio.TaskGroup() as tasks:
         waiting = [
             tasks.create_task(bench.commit(message(name), mark=mark_of(name), row=name), name=name) for name in names
         ]

@@ -111,7 +111,7 @@ async def test_conflict_between_connections(bench: Bench) -> None:
 async def _conflict(bench: Bench, other: Store, *, first_commits: bool) -> None:
     first = bench.store.unit()
     await bench.fill(first, message("1"), mark=mark_of("1"), row="first")
-    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+    async with bench.soon(), asyncio.TaskGroup() as tasks:
         second = tasks.create_task(
             outcome(bench.commit(message("1"), mark=mark_of("1"), row="second", store=other), AlreadyMarked)
         )

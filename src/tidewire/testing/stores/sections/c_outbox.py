@@ -99,7 +99,7 @@ async def test_count_follows_what_happens(bench: Bench) -> None:
 async def test_waiting_is_a_flag_and_not_a_pulse(bench: Bench) -> None:
     """OX-16, PB-33: what was committed before the wait ends it at once; where nothing was, it lasts."""
     await bench.commit(message("1"))
-    async with asyncio.timeout(2):
+    async with bench.soon():
         assert await bench.store.outbox.wait(LONG)
     assert await bench.store.backlog.done("relay", [row.row for row in await bench.pending()])
     began = asyncio.get_running_loop().time()
@@ -109,7 +109,7 @@ async def test_waiting_is_a_flag_and_not_a_pulse(bench: Bench) -> None:
 
 async def test_a_commit_wakes_who_waits(bench: Bench) -> None:
     """OX-16: a wait lasts while a unit is open, and ends soon after it has committed."""
-    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+    async with bench.soon(), asyncio.TaskGroup() as tasks:
         waiting = tasks.create_task(bench.store.outbox.wait(LONG))
         await asyncio.sleep(SOON.total_seconds())
         assert not waiting.done()
@@ -126,7 +126,7 @@ async def test_cancelled_wait_takes_nothing_away(bench: Bench) -> None:
             await steps(number)
             waiting.cancel()
     await bench.commit(message("1"))
-    async with asyncio.timeout(2):
+    async with bench.soon():
         assert await bench.store.outbox.wait(LONG)
     assert ["1"] == ids(await bench.pending())
 
@@ -156,7 +156,7 @@ async def test_delayed_events_leave_in_the_order_of_their_times(bench: Bench) ->
 async def test_a_due_event_wakes_who_waits(bench: Bench) -> None:
     """OX-16: the relay is woken when a delayed event is due, without another commit."""
     await bench.commit(message("later", due=bench.clock.now_us() + 150_000))
-    async with asyncio.timeout(5):
+    async with bench.soon():
         while "later" not in ids(await bench.pending()):
             await bench.store.outbox.wait(LONG)
 

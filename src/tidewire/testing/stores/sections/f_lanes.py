@@ -77,7 +77,7 @@ async def test_guard_is_checked_inside_the_transaction(bench: Bench) -> None:
         name, old = f"u{number}", Guard("g", "t/0", number + 1)
         unit = bench.store.unit(old)
         await bench.fill(unit, message(name), mark=mark_of(name), row=name)
-        async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+        async with bench.soon(), asyncio.TaskGroup() as tasks:
             takeover = tasks.create_task(bench.store.lanes.adopt("g", "t/0", number + 2))
             await steps(number)
             taken = takeover.done()

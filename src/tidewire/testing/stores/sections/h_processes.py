@@ -33,7 +33,7 @@ async def test_commits_are_seen_by_other_connections(bench: Bench) -> None:
 async def test_commits_of_others_wake_who_waits(bench: Bench) -> None:
     """OX-16, PB-33: a relay hears of another connection's commit within a few seconds, at the latest by looking."""
     second = await bench.connect()
-    async with asyncio.timeout(10):
+    async with bench.soon():
         await bench.commit(message("1"))
         while not await second.outbox.wait(timedelta(seconds=5)):
             continue
