@@ -1,0 +1,1 @@
+"""The cases of the codec suite, one file to a section."""
