@@ -1,0 +1,81 @@
+"""The table of what the suites prove: every case stands for one promise, and the page is no older than the suites."""
+
+from __future__ import annotations
+
+import re
+import sys
+from xml.etree import ElementTree
+
+import pytest
+
+from source_tree import ROOT
+
+sys.path.append(str(ROOT / "scripts"))
+import conformance
+
+REPORT = """<testsuites><testsuite>
+<testcase classname="tests.codecs.test_conformance_json.TestJsonCodec" name="test_every_type_round_trips"/>
+<testcase classname="tests.codecs.test_conformance_json.TestJsonCodec" name="test_bytes_are_not_text"/>
+<testcase classname="tests.codecs.test_conformance_json.TestJsonCodec" name="test_any_event_round_trips">
+<skipped message="not proven: needs the package hypothesis"/></testcase>
+<testcase classname="tests.codecs.test_conformance_json.TestJsonCodec" name="test_unknown_fields_are_ignored">
+<skipped message="capability evolves is False"/></testcase>
+<testcase classname="tests.codecs.test_conformance_json.TestJsonCodec" name="test_threads_share_a_codec">
+<failure message="no"/></testcase>
+</testsuite></testsuites>"""
+
+
+@pytest.mark.parametrize("seam", conformance.SEAMS, ids=lambda seam: seam.name)
+def test_every_section_stands_for_one_promise(seam: conformance.Seam) -> None:
+    """Each section of a suite is under exactly one promise, and each promise has a section."""
+    letters = [section.__name__.rsplit(".", 1)[-1][0] for section in seam.sections]
+    assert sorted(letters) == sorted("".join(seam.promises.values()))
+    assert set(seam.promises) == set(seam.cases().values())
+
+
+def test_every_conformance_file_has_a_column() -> None:
+    """A new adapter's test of the suite appears in the tables."""
+    shown = {file for seam in conformance.SEAMS for file in seam.adapters.values()}
+    suites = r"^class Test\w+\((Transport|Store|Codec)Conformance\):"
+    there = {
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "tests").rglob("test_*.py")
+        if re.search(suites, path.read_text("utf-8"), re.MULTILINE)
+    }
+    assert there == shown
+
+
+def test_a_cell_says_what_was_not_proven() -> None:
+    """Proven, skipped for a capability, not proven and broken are told apart, each with its number."""
+    cells = conformance.read(ElementTree.fromstring(REPORT))
+    texts = [cells.get(("tests/codecs/test_conformance_json.py", promise), conformance.Cell()).text()
+             for promise in conformance.SEAMS[-1].promises]  # fmt: skip
+    assert [
+        "proven (2 cases); NOT PROVEN: 1 case, needs the package hypothesis",
+        "BROKEN: test_threads_share_a_codec",
+        "NOT PROVEN: no case ran",
+        "1 case skipped: `evolves` is false",
+    ] == texts
+
+
+def test_only_what_is_between_the_markers_changes() -> None:
+    """The rest of the page is a person's; a page without markers is refused."""
+    page = f"above\n{conformance.BEGIN}\nold\n{conformance.END}\nbelow\n"
+    once = conformance.put(page, "new\n")
+    assert f"above\n{conformance.BEGIN}\n\nnew\n\n{conformance.END}\nbelow\n" == once
+    assert once == conformance.put(once, "new\n")
+    with pytest.raises(ValueError, match="no markers"):
+        conformance.put("above\n", "new\n")
+
+
+def test_the_page_counts_the_cases_that_there_are() -> None:
+    """Who adds a case runs `make conformance`: each row of the page has as many cases as its sections."""
+    text = conformance.PAGE.read_text("utf-8").partition(conformance.BEGIN)[2].partition(conformance.END)[0]
+    for seam in conformance.SEAMS:
+        table = text.partition(f"### {seam.name}\n")[2].partition("###")[0]
+        promised = list(seam.cases().values())
+        for promise in seam.promises:
+            row = re.search(rf"^\| {re.escape(promise)} \|(.*)\|$", table, re.MULTILINE)
+            assert row is not None, f"{seam.name}: no row says: {promise}"
+            counts = [sum(map(int, re.findall(r"(\d+) cases?", cell))) for cell in row[1].split(" | ")]
+            assert [promised.count(promise)] * len(seam.adapters) == counts, f"{promise}: run `make conformance`"
