@@ -6,6 +6,14 @@ from collections import Counter
 
 import pytest
 
+# The shipped suites are not test files: pytest shows their assertions' values only if it is told before anybody
+# imports them, and the first to do so may be any test module.
+pytest.register_assert_rewrite(
+    "tidewire.testing.codecs",
+    "tidewire.testing.stores",
+    "tidewire.testing.transports",
+)
+
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print one line per reason for a skip, and their number, before the closing line."""

@@ -156,7 +156,7 @@ def _condition(text: str) -> Callable[[dict[str, Any]], bool]:
         value: Any = document
         for step in steps:
             try:
-                value = value[int(step)] if isinstance(value, list) else value[step]
+                value = value[int(step) if isinstance(value, list) else step]
             except (KeyError, IndexError, TypeError, ValueError):
                 return False
         return wanted == (value if isinstance(value, str) else json.dumps(value))

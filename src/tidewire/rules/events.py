@@ -113,7 +113,7 @@ def definition_of(cls: type) -> EventType:
     )
 
 
-def is_event(value: object) -> bool:
+def is_event(value: Any) -> bool:
     """Whether *value* is a class that was made an event."""
     found = getattr(value, _ATTRIBUTE, None)
     return isinstance(found, EventType) and found.cls is value
