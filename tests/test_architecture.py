@@ -48,6 +48,7 @@ SEPARATE = frozenset({"transports", "stores", "registries", "middleware"})
 CLIENTS: dict[str, str] = {
     "apsw": "tidewire.kit.",  # a newer SQLite for whoever asks for tidewire[apsw]
     "cronsim": "tidewire.rules.recurrence",  # cron expressions, for whoever asks for tidewire[cron]
+    "pytest": "tidewire.testing.plugin",  # loaded by pytest alone
     "starlette": "tidewire.cli.demo.",  # the shop takes orders over HTTP
     "uvicorn": "tidewire.cli.demo.",  # and serves them
 }

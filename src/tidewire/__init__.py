@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tidewire.errors import (
         ConfigurationError,
         DecodeError,
+        DependencyUnavailable,
         MissingExtra,
         PublishRejected,
         PublishUnknown,
@@ -38,6 +39,7 @@ __all__ = [
     "Context",
     "Cron",
     "DecodeError",
+    "DependencyUnavailable",
     "Emitter",
     "Every",
     "Middleware",
@@ -65,7 +67,8 @@ __version__ = "0.1.0.dev0"
 
 _HOMES = {
     "errors": (
-        "ConfigurationError DecodeError MissingExtra PublishRejected PublishUnknown Reject RetryAfter TidewireError"
+        "ConfigurationError DecodeError DependencyUnavailable MissingExtra PublishRejected PublishUnknown Reject "
+        "RetryAfter TidewireError"
     ),
     "rules.events": "domain_event event",
     "rules.recurrence": "Cron Every",

@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 
 from tidewire.errors import ConfigurationError, StoreRefused, TransportRefused
-from tidewire.protocols import Store, Transport
+from tidewire.protocols import Clock, Store, Transport
 
 __all__ = ["Settings", "masked", "open_store", "open_transport", "settings_from"]
 
@@ -103,10 +103,13 @@ def open_transport(url: str, *, create: bool = True) -> AbstractAsyncContextMana
     return open_sqlite_transport(path)
 
 
-def open_store(url: str, *, create: bool = True) -> AbstractAsyncContextManager[Store]:
+def open_store(
+    url: str, *, create: bool = True, clock: Clock | None = None, poll: timedelta = timedelta(milliseconds=250)
+) -> AbstractAsyncContextManager[Store]:
     """Return the context manager that opens the store at *url*: ``memory://``, ``sqlite:///path``.
 
-    Without *create* a file that is not there is refused, for whoever only looks.
+    Without *create* a file that is not there is refused, for whoever only looks. *clock* is the
+    system's unless given; *poll*: how often to look for what other processes have put into the outbox.
 
     Raises:
         ConfigurationError: not a URL of a store; names what it could be.
@@ -116,12 +119,12 @@ def open_store(url: str, *, create: bool = True) -> AbstractAsyncContextManager[
     if scheme == "memory":
         from tidewire.stores.memory import open_memory_store
 
-        return open_memory_store()
+        return open_memory_store(clock=clock)
     if not create and not Path(path).exists():
         raise StoreRefused(f"there is no store file {path}", hint="name it with --store or TIDEWIRE_STORE")
     from tidewire.stores.sqlite import open_sqlite_store
 
-    return open_sqlite_store(path)
+    return open_sqlite_store(path, clock=clock, poll=poll)
 
 
 def masked(url: str) -> str:

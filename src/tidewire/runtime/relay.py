@@ -25,7 +25,6 @@ __all__ = ["Relay"]
 
 _logger = logging.getLogger("tidewire.relay")
 _BATCH = 512
-_LEASE_MAX = timedelta(seconds=10)
 _REFUSALS_MAX = 5
 _PRUNE_EVERY, _PRUNE_ROWS = 10_000_000_000, 1_000
 
@@ -47,7 +46,7 @@ class Relay:
         self._transport = transport
         self._topology = topology
         self._owner = owner
-        self._lease_for = min(lease, _LEASE_MAX)
+        self._lease_for = lease
         self._clock = parts.clock
         self._jitter = parts.jitter
         self._observer = parts.observer
@@ -62,7 +61,7 @@ class Relay:
         try:
             while not self._stopping.is_set():
                 try:
-                    await self._round(timedelta(seconds=3))
+                    await self._round(self._lease_for / 4)
                     self._outages = 0
                 except (StoreUnavailable, TransportUnavailable) as error:
                     await self._back_off(error)

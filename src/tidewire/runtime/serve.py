@@ -42,7 +42,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     *lease*: how long a silent process keeps its lanes. *grace*: how long a stop lets handlers end. *max_hold*:
     how long a failing key waits in the process. *stuck_after*: when a subscription without progress is rebuilt.
     *provision*: create missing topics and groups (else they are verified). *lanes*: for topics created by that.
-    *relay*: publish the store's outbox from this process.
+    *relay*: publish the store's outbox from this process; *relay_lease*: how long a silent one keeps others from it.
     """
 
     lease: timedelta = timedelta(seconds=30)
@@ -52,6 +52,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     provision: bool = True
     lanes: int = 8
     relay: bool = True
+    relay_lease: timedelta = timedelta(seconds=10)
 
 
 class Running:
@@ -188,7 +189,7 @@ class House:
             transport=self._transport,
             topology=self.topology,
             owner=owner,
-            lease=self._options.lease,
+            lease=min(self._options.lease, self._options.relay_lease),
             parts=self._parts,
         )
 

@@ -24,7 +24,6 @@ __all__ = ["SqliteBacklog", "SqliteOutbox"]
 
 _encode = msgspec.json.Encoder().encode
 _decode_headers = msgspec.json.Decoder(dict[str, str]).decode
-_POLL = 0.25
 _WINDOW_MAX = 8_192
 _COLUMNS = "id, source, aggregatetype, aggregateid, type, headers, payload"
 
@@ -33,9 +32,10 @@ class SqliteOutbox:
     """See `tidewire.protocols.Outbox`. *window* holds rows of this process that are committed and not yet relayed,
     so that the relay need not read and decode what it has just written."""
 
-    def __init__(self, reader: Reader, clock: Clock, new_unit: NewUnit) -> None:
+    def __init__(self, reader: Reader, clock: Clock, new_unit: NewUnit, *, poll: timedelta) -> None:
         self._reader = reader
         self._new_unit = new_unit
+        self._poll = poll.total_seconds()
         self._clock = clock
         self._committed = asyncio.Event()
         self._seen = -1
@@ -61,7 +61,7 @@ class SqliteOutbox:
         own.after_commit(lambda: self._appeared(fresh))
 
     async def wait(self, longest: timedelta) -> bool:
-        """Wait for a commit of this process, one of another (looked for four times a second), or a due time."""
+        """Wait for a commit of this process, one of another (looked for every *poll*), or a due time."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + longest.total_seconds()
         while not self._committed.is_set():
@@ -70,7 +70,7 @@ class SqliteOutbox:
                 self._seen = version
                 if self._has_rows():
                     break
-            rest = min(deadline - loop.time(), _POLL, self._until_due())
+            rest = min(deadline - loop.time(), self._poll, self._until_due())
             if rest <= 0:
                 return self._until_due() <= 0
             try:

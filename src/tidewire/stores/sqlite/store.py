@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,12 @@ class SqliteStore:
     Its tables are named ``tidewire_…``; all others are the user's. Several processes of one service may share it.
     """
 
-    def __init__(self, file: SqliteFile, turns: Turns, reader: Reader, clock: Clock) -> None:
+    def __init__(self, file: SqliteFile, turns: Turns, reader: Reader, *, clock: Clock, poll: timedelta) -> None:
         self.file = file
         self._turns = turns
         self._speeds: dict[str, float] = {}
         self.inbox = SqliteInbox(reader, clock, self.unit)
-        self.outbox = SqliteOutbox(reader, clock, self.unit)
+        self.outbox = SqliteOutbox(reader, clock, self.unit, poll=poll)
         boot = _boot_id()
         self.backlog = SqliteBacklog(reader, self.outbox, self.unit, clock, boot)
         self.timetable = SqliteTimetable(reader, self.unit, clock, boot)
@@ -61,9 +62,12 @@ class SqliteStore:
 
 
 @asynccontextmanager
-async def open_sqlite_store(path: Path | str, *, clock: Clock | None = None) -> AsyncGenerator[SqliteStore]:
+async def open_sqlite_store(
+    path: Path | str, *, clock: Clock | None = None, poll: timedelta = timedelta(milliseconds=250)
+) -> AsyncGenerator[SqliteStore]:
     """Open the store at *path*, creating or upgrading its tables, and close it on leaving.
 
+    *poll*: how often to look for what other processes of the service have put into the outbox.
     Leaving waits for the units that have begun. The user's own tables are the user's to create.
 
     Raises:
@@ -76,7 +80,7 @@ async def open_sqlite_store(path: Path | str, *, clock: Clock | None = None) -> 
         turns = Turns(file, file.connect())
         reading = file.connect(read_only=True)
         try:
-            yield SqliteStore(file, turns, Reader(file, reading), clock or SystemClock())
+            yield SqliteStore(file, turns, Reader(file, reading), clock=clock or SystemClock(), poll=poll)
         finally:
             await turns.close()
             await asyncio.to_thread(file.close_connection, reading)
