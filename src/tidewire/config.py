@@ -8,10 +8,11 @@ from __future__ import annotations
 import difflib
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any, TypeAlias
 from urllib.parse import unquote, urlsplit
 
 import msgspec
@@ -21,8 +22,12 @@ from tidewire.protocols import Clock, Store, Transport
 
 __all__ = ["Settings", "masked", "open_store", "open_transport", "settings_from"]
 
-_TRANSPORTS = ("memory", "sqlite")
-_STORES = ("memory", "sqlite")
+OpenTransport: TypeAlias = Callable[..., AbstractAsyncContextManager[Transport]]
+"""What an entry point of the group ``tidewire.transports`` names: called with the URL and ``create=``."""
+OpenStore: TypeAlias = Callable[..., AbstractAsyncContextManager[Store]]
+"""What an entry point of the group ``tidewire.stores`` names: called with the URL and ``create= clock= poll=``."""
+
+_BUILT_IN = ("memory", "sqlite")
 _LATER = {"kafka", "amqp", "amqps", "nats", "redis", "postgresql", "sns+sqs", "eventbridge", "mysql"}
 
 
@@ -81,15 +86,20 @@ def settings_from(
 
 
 def open_transport(url: str, *, create: bool = True) -> AbstractAsyncContextManager[Transport]:
-    """Return the context manager that opens the broker at *url*: ``memory://``, ``sqlite:///path``.
+    """Return the context manager that opens the broker at *url*: ``memory://``, ``sqlite:///path``, or what a
+    package provides: the entry point of the group ``tidewire.transports`` whose name is the scheme.
 
     Without *create* a file that is not there is refused, for whoever only looks.
 
     Raises:
-        ConfigurationError: not a URL of a broker; names what it could be.
+        ConfigurationError: not a URL of a broker; names what it could be, or the package that cannot be loaded.
         TransportRefused: no such file.
     """
-    scheme, path = _split(url, "broker", _TRANSPORTS)
+    scheme = _scheme(url, "broker")
+    if scheme not in _BUILT_IN:
+        provided: OpenTransport = _provided(url, "broker", "tidewire.transports")
+        return provided(url, create=create)
+    path = _path(url, "broker")
     if scheme == "memory":
         from tidewire.transports.memory import open_memory_transport
 
@@ -106,16 +116,21 @@ def open_transport(url: str, *, create: bool = True) -> AbstractAsyncContextMana
 def open_store(
     url: str, *, create: bool = True, clock: Clock | None = None, poll: timedelta = timedelta(milliseconds=250)
 ) -> AbstractAsyncContextManager[Store]:
-    """Return the context manager that opens the store at *url*: ``memory://``, ``sqlite:///path``.
+    """Return the context manager that opens the store at *url*: ``memory://``, ``sqlite:///path``, or what a
+    package provides: the entry point of the group ``tidewire.stores`` whose name is the scheme.
 
     Without *create* a file that is not there is refused, for whoever only looks. *clock* is the
     system's unless given; *poll*: how often to look for what other processes have put into the outbox.
 
     Raises:
-        ConfigurationError: not a URL of a store; names what it could be.
+        ConfigurationError: not a URL of a store; names what it could be, or the package that cannot be loaded.
         StoreRefused: no such file.
     """
-    scheme, path = _split(url, "store", _STORES)
+    scheme = _scheme(url, "store")
+    if scheme not in _BUILT_IN:
+        provided: OpenStore = _provided(url, "store", "tidewire.stores")
+        return provided(url, create=create, clock=clock, poll=poll)
+    path = _path(url, "store")
     if scheme == "memory":
         from tidewire.stores.memory import open_memory_store
 
@@ -137,24 +152,51 @@ def masked(url: str) -> str:
     return url.replace(f":{password}@", ":***@") if password else url
 
 
-def _split(url: str, what: str, schemes: tuple[str, ...]) -> tuple[str, str]:
-    scheme, separator, rest = url.partition("://")
-    if not separator or scheme not in schemes:
-        if scheme in _LATER and separator:
-            raise ConfigurationError(
-                f"{what} {masked(url)!r}: {scheme} is not in this version", hint=f"it has: {', '.join(schemes)}"
-            )
+def _scheme(url: str, what: str) -> str:
+    scheme, separator, _ = url.partition("://")
+    if not separator or not scheme:
         raise ConfigurationError(
-            f"{what} {masked(url)!r} is not a {what} URL{_did_you_mean(scheme, schemes)}",
-            hint=f"for example sqlite:///data/{what}.db; schemes: {', '.join(schemes)}",
+            f"{what} {masked(url)!r} is not a {what} URL{_did_you_mean(scheme, _BUILT_IN)}",
+            hint=f"for example sqlite:///data/{what}.db; built-in schemes: {', '.join(_BUILT_IN)}",
         )
+    return scheme
+
+
+def _path(url: str, what: str) -> str:
+    scheme, _, rest = url.partition("://")
     if scheme == "memory":
-        return scheme, ""
+        return ""
     if not rest.startswith("/") or not rest[1:]:
         raise ConfigurationError(
             f"{what} {url!r} names no file", hint="sqlite:///relative/path or sqlite:////absolute/path"
         )
-    return scheme, unquote(rest[1:])
+    return unquote(rest[1:])
+
+
+def _provided(url: str, what: str, group: str) -> Callable[..., Any]:
+    """Return the function that an installed package provides for the scheme of *url*."""
+    from importlib.metadata import entry_points  # slow to import, and only needed for what is not built in
+
+    scheme = url.partition("://")[0]
+    found = {point.name: point for point in entry_points(group=group)}
+    point = found.get(scheme)
+    if point is None:
+        known = sorted({*_BUILT_IN, *found})
+        later = " (it is not in this version)" if scheme in _LATER else _did_you_mean(scheme, known)
+        raise ConfigurationError(
+            f"{what} {masked(url)!r}: no installed package provides {scheme!r}{later}",
+            hint=f"known schemes: {', '.join(known)}; a package adds one by an entry point in the group {group}",
+        )
+    package = point.dist.name if point.dist is not None else point.value
+    try:
+        opener: Callable[..., Any] = point.load()
+    except Exception as error:
+        raise ConfigurationError(
+            f"{what} {masked(url)!r}: the package {package} provides {scheme!r}, and {point.value} cannot be loaded: "
+            f"{type(error).__name__}: {error}",
+            hint=f"install {package} again, or a version of it that fits this tidewire",
+        ) from error
+    return opener
 
 
 def _from_environment(environ: Mapping[str, str], problems: list[str]) -> dict[str, tuple[object, str]]:
