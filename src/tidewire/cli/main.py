@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "dlq": ("tidewire.cli.dlq", "dead letters: list, show, redrive, mend, discard"),
     "find": ("tidewire.cli.find:find", "where an event is, by its id, and how far each group is with it"),
     "groups": ("tidewire.cli.groups", "who reads what, how far behind, and who owns which lane"),
+    "new": ("tidewire.cli.new", "a project that runs and passes its own tests at once"),
     "outbox": ("tidewire.cli.outbox", "what a store has still to publish, and what the broker would not take"),
     "publish": ("tidewire.cli.publish", "an event from JSON, checked against its class"),
     "replay": ("tidewire.cli.replay", "give a group events once more, from a time or a position"),
