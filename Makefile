@@ -10,7 +10,7 @@ TESTS ?=
 STAMPS := .venv/stamps
 INSTALL := PYTHON="$(PYTHON)" scripts/install.sh
 
-.PHONY: help install demo test check format bench clean
+.PHONY: help install demo test check format bench docs clean
 
 help: ## show this list
 	@printf 'make TARGET, where TARGET is one of\n\n'
@@ -36,8 +36,13 @@ bench: $(STAMPS)/test ## measure beside a native twin; writes build/bench.json
 	mkdir -p build
 	.venv/bin/python -m benchmarks
 
+docs: $(STAMPS)/docs ## the docs site, whole and offline, in build/site
+	rm -rf build/site .cache
+	.venv/bin/zensical build --strict
+	@printf 'open build/site/index.html\n'
+
 clean: ## remove .venv, build/ and caches
-	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(STAMPS)/%: pyproject.toml scripts/install.sh
 	@$(INSTALL) $*

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Make .venv and install tidewire into it: scripts/install.sh EXTRA (demo, test or dev).
+# Make .venv and install tidewire into it: scripts/install.sh EXTRA (demo, docs, test or dev).
 # Needs a Python 3.11 or newer with venv; uses the package index that pip is configured for, and no HOME.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-extra=${1:?usage: scripts/install.sh demo|test|dev}
+extra=${1:?usage: scripts/install.sh demo|docs|test|dev}
 
 say() { printf 'install: %s\n' "$*" >&2; }
 
