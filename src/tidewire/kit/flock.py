@@ -3,6 +3,9 @@
 ``flock`` alone lets whoever releases it take it again before a waiter wakes up. So there are two locks: whoever
 wants the *turn* first takes the *gate* and keeps it until the turn is his. Whoever has just released the turn
 stands behind the gate like everybody else. The kernel drops both when a process dies, however it dies.
+
+A process that is stopped while it stands in line keeps the gate. It is passed by: the gate is for fairness, the turn
+alone is for safety.
 """
 
 from __future__ import annotations
@@ -19,6 +22,9 @@ __all__ = ["WriteTurn"]
 _NO_FLOCK = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL})
 _PAUSE_FIRST = 0.0002
 _PAUSE_MAX = 0.005
+# Tries, with their pauses about half a second. Whoever keeps the gate that long while waiting stands still, or is one
+# of very many, where being fair has ended anyway.
+_PATIENCE = 100
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
@@ -37,6 +43,7 @@ class WriteTurn:
         self._idle = threading.Event()
         self._has_gate = False
         self._queued = False
+        self._refused = 0
         self._turn = os.open(f"{path}-lock", _FLAGS, 0o600)
         try:
             self._gate = os.open(f"{path}-gate", _FLAGS, 0o600)
@@ -104,20 +111,24 @@ class WriteTurn:
             self._turn = self._gate = -1
 
     def _leave(self) -> None:
+        self._leave_gate()
+        self._inside.release()
+
+    def _leave_gate(self) -> None:
+        self._refused = 0
         if self._has_gate:
             self._has_gate = False
             fcntl.flock(self._gate, fcntl.LOCK_UN)
-        self._inside.release()
 
     def _try(self) -> bool:
         if not self._has_gate:
-            if not _flock(self._gate):
-                return False
-            self._has_gate = True
+            self._has_gate = _flock(self._gate)
+            self._refused += not self._has_gate
+        if not self._has_gate and self._refused < _PATIENCE:
+            return False
         if not _flock(self._turn):
             return False
-        self._has_gate = False
-        fcntl.flock(self._gate, fcntl.LOCK_UN)
+        self._leave_gate()
         return True
 
 
