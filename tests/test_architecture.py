@@ -48,7 +48,8 @@ SEPARATE = frozenset({"transports", "stores", "registries", "middleware"})
 CLIENTS: dict[str, str] = {
     "apsw": "tidewire.kit.",  # a newer SQLite for whoever asks for tidewire[apsw]
     "cronsim": "tidewire.rules.recurrence",  # cron expressions, for whoever asks for tidewire[cron]
-    "pytest": "tidewire.testing.plugin",  # loaded by pytest alone
+    "hypothesis": "tidewire.testing.codecs.",  # bodies nobody thought of, for whoever holds a codec to the suite
+    "pytest": "tidewire.testing.",  # the plugin, which pytest loads, and suites whose cases skip and compare
     "starlette": "tidewire.cli.demo.",  # the shop takes orders over HTTP
     "uvicorn": "tidewire.cli.demo.",  # and serves them
 }

@@ -188,7 +188,7 @@ def dotted_names(module: Module) -> Iterator[tuple[ast.expr, str]]:
 
 
 def dotted(node: ast.expr) -> str:
-    """Return a chain of names, calls left out: ``random.Random().uniform`` is ``random.Random.uniform``; else nothing."""
+    """Return a chain of names, calls left out: ``random.Random().uniform`` is ``random.Random.uniform``."""
     parts: list[str] = []
     while isinstance(node, ast.Attribute | ast.Call):
         if isinstance(node, ast.Attribute):

@@ -20,7 +20,7 @@ import msgspec
 from tidewire.errors import ConfigurationError, StoreRefused, TransportRefused
 from tidewire.protocols import Clock, Store, Transport
 
-__all__ = ["Settings", "masked", "open_store", "open_transport", "settings_from"]
+__all__ = ["Settings", "broker_of_tests", "masked", "open_store", "open_transport", "settings_from"]
 
 OpenTransport: TypeAlias = Callable[..., AbstractAsyncContextManager[Transport]]
 """What an entry point of the group ``tidewire.transports`` names: called with the URL and ``create=``."""
@@ -140,6 +140,11 @@ def open_store(
     from tidewire.stores.sqlite import open_sqlite_store
 
     return open_sqlite_store(path, clock=clock, poll=poll)
+
+
+def broker_of_tests() -> str:
+    """Return ``TIDEWIRE_TEST_BROKER``, the URL on which users' tests run in real time, or nothing: in memory."""
+    return os.environ.get("TIDEWIRE_TEST_BROKER", "")
 
 
 def masked(url: str) -> str:

@@ -6,7 +6,8 @@ test its virtual time. The suites are in `tidewire.testing.transports` and besid
 
 from __future__ import annotations
 
+from tidewire.testing.seen import DeadLetterSeen, Events
 from tidewire.testing.virtual import VirtualClock, VirtualTimeLoop, run
-from tidewire.testing.world import DeadLetterSeen, Events, World, tidewire_world
+from tidewire.testing.world import World, tidewire_world
 
 __all__ = ["DeadLetterSeen", "Events", "VirtualClock", "VirtualTimeLoop", "World", "run", "tidewire_world"]

@@ -5,9 +5,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from datetime import timedelta
 from typing import Any
 
-from tidewire.model import DeadChannel, Guard, Message, Move, Subscription, Topic
+from tidewire.model import (
+    DeadChannel,
+    Delivery,
+    Guard,
+    LaneEvent,
+    Message,
+    Move,
+    Receipt,
+    Release,
+    Settlement,
+    Subscription,
+    Topic,
+)
 from tidewire.protocols import Receiver, Store, Transport, Unit
 from tidewire.runtime.serve import Running
 
@@ -77,10 +90,10 @@ class FusedTransport:
         self._fuse.check()
         return getattr(self._inner, name)
 
-    async def publish(self, messages: Sequence[Message]) -> Any:
+    async def publish(self, messages: Sequence[Message]) -> Sequence[Receipt]:
         """Publish, and note what was stored."""
         self._fuse.check()
-        receipts = await self._inner.publish(messages)
+        receipts: Sequence[Receipt] = await self._inner.publish(messages)
         stored = zip(messages, receipts, strict=True)
         self._record.note([message for message, receipt in stored if receipt.status == "stored"])
         self._fuse.check()
@@ -112,14 +125,16 @@ class FusedReceiver:
         self._fuse = fuse
         self._record = record
 
-    async def receive(self, limit: int, wait: Any) -> Any:
+    async def receive(self, limit: int, wait: timedelta) -> Sequence[Delivery | LaneEvent]:
         """Receive, while alive."""
         self._fuse.check()
         found = await self._inner.receive(limit, wait)
         self._fuse.check()
         return found
 
-    async def settle(self, *, ack: Any = (), release: Any = (), move: Sequence[Move] = ()) -> Any:
+    async def settle(
+        self, *, ack: Sequence[Delivery] = (), release: Sequence[Release] = (), move: Sequence[Move] = ()
+    ) -> Sequence[Settlement]:
         """Settle, while alive, and note what was moved."""
         self._fuse.check()
         settlements = await self._inner.settle(ack=ack, release=release, move=move)
@@ -129,7 +144,9 @@ class FusedReceiver:
                 self._record.note(one.messages)
         return settlements
 
-    async def steer(self, *, pause: Any = (), resume: Any = (), drained: Any = ()) -> None:
+    async def steer(
+        self, *, pause: Sequence[str] = (), resume: Sequence[str] = (), drained: Sequence[str] = ()
+    ) -> None:
         """Steer, while alive."""
         self._fuse.check()
         await self._inner.steer(pause=pause, resume=resume, drained=drained)

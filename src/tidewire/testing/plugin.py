@@ -7,23 +7,25 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import os
 from collections.abc import Callable
-from typing import Any
+from contextlib import AbstractAsyncContextManager
+from functools import partial
+from typing import TYPE_CHECKING
 
 import pytest
 
-__all__ = ["pytest_addoption", "pytest_configure", "pytest_pyfunc_call", "tidewire"]
+if TYPE_CHECKING:
+    from tidewire.testing.world import World
 
-_BROKER = "TIDEWIRE_TEST_BROKER"
+__all__ = ["tidewire"]
 
 
 @pytest.fixture
-def tidewire() -> Callable[..., Any]:
+def tidewire(request: pytest.FixtureRequest) -> Callable[..., AbstractAsyncContextManager[World]]:
     """Open a world of services: ``async with tidewire(billing) as world``; see `tidewire.testing.tidewire_world`."""
     from tidewire.testing.world import tidewire_world
 
-    return tidewire_world
+    return partial(tidewire_world, broker=_broker(request.config))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -36,13 +38,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Pass the option on, to where `tidewire_world` looks."""
-    url = config.getoption("--tidewire-broker")
-    if isinstance(url, str) and url:
-        os.environ[_BROKER] = url
-
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> object | None:
     """Run a coroutine test that uses the fixture on virtual time, unless another plugin runs it."""
@@ -53,10 +48,18 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> object | None:
         return None
     names = inspect.signature(pyfuncitem.obj).parameters
     test = pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names if name in pyfuncitem.funcargs})
-    if os.environ.get(_BROKER):
+    if _broker(pyfuncitem.config):
         asyncio.run(test)
     else:
         from tidewire.testing.virtual import run
 
         run(test)
     return True
+
+
+def _broker(config: pytest.Config) -> str:
+    """Return the URL of the broker that was asked for; nothing means: in memory, on virtual time."""
+    from tidewire.config import broker_of_tests
+
+    given = config.getoption("--tidewire-broker")
+    return given if isinstance(given, str) and given else broker_of_tests()

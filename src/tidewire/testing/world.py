@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime, timedelta
-from typing import Any, Generic, TypeVar, overload
-
-import msgspec
+from typing import Any, TypeVar
 
 from tidewire.clock import SystemClock
-from tidewire.config import open_store, open_transport
+from tidewire.config import masked, open_store, open_transport
 from tidewire.errors import ConfigurationError, DecodeError
 from tidewire.model import ZERO, DeadChannel, Fact, Message
-from tidewire.protocols import Clock, Inspector, Store, Transport
+from tidewire.protocols import Clock, Store, Transport
 from tidewire.rules.events import definition_of
 from tidewire.rules.letters import redriven
 from tidewire.runtime.parts import Parts, with_remembered_codecs
@@ -24,9 +21,10 @@ from tidewire.runtime.producer import Publisher
 from tidewire.runtime.serve import Options, running
 from tidewire.runtime.service import Service
 from tidewire.testing.lives import Fuse, FusedStore, FusedTransport, Life, Record
+from tidewire.testing.seen import DeadLetterSeen, Events
 from tidewire.testing.virtual import VirtualClock, VirtualTimeLoop
 
-__all__ = ["DeadLetterSeen", "Events", "World", "tidewire_world"]
+__all__ = ["World", "tidewire_world"]
 
 T = TypeVar("T")
 _FACTS_MAX = 100_000
@@ -35,65 +33,6 @@ _LEASE = timedelta(minutes=10)
 _OPTIONS = Options(lease=_LEASE, relay_lease=_LEASE, stuck_after=timedelta(hours=1))
 _SOON = 0.25
 _REAL_PATIENCE = 10.0
-
-
-class Events(Sequence[T], Generic[T]):
-    """Events that were published, in order. `one` is for when there must be exactly one."""
-
-    def __init__(self, found: Sequence[tuple[T, Message]], what: str, story: Callable[[], str]) -> None:
-        self._found = found
-        self._what = what
-        self._story = story
-
-    def __len__(self) -> int:
-        return len(self._found)
-
-    @overload
-    def __getitem__(self, index: int) -> T: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[T]: ...
-
-    def __getitem__(self, index: int | slice) -> T | list[T]:
-        return list(self)[index]
-
-    def __iter__(self) -> Iterator[T]:
-        return (event for event, _ in self._found)
-
-    def __repr__(self) -> str:
-        return f"{self._what}: {list(self)!r}"
-
-    @property
-    def messages(self) -> list[Message]:
-        """The messages that carried them."""
-        return [message for _, message in self._found]
-
-    def one(self) -> T:
-        """Return the only one.
-
-        Raises:
-            AssertionError: there is none, or more than one; tells what happened in the world.
-        """
-        if len(self._found) != 1:
-            raise AssertionError(f"{self._what}: expected one, there are {len(self._found)}\n\n{self._story()}")
-        return self._found[0][0]
-
-    def where(self, holds: Callable[[T], bool]) -> Events[T]:
-        """Return those for which *holds* is true."""
-        return Events([one for one in self._found if holds(one[0])], self._what, self._story)
-
-
-class DeadLetterSeen(msgspec.Struct, frozen=True):
-    """A dead letter as a test sees it: *attempts* calls of its handler, the last *error*; *event* is None where its
-    body cannot be read."""
-
-    group: str
-    reason: str
-    detail: str
-    error: str
-    attempts: int
-    event: Any
-    message: Message
 
 
 class World:
@@ -250,11 +189,8 @@ class World:
 
     # --- inside -----------------------------------------------------------------------------------------------
 
-    async def open(
-        self, stack: AsyncExitStack, services: Sequence[Service], stores: Mapping[str, Store | None]
-    ) -> None:
-        """Start everything; *stack* stops it."""
-        self._stores = dict(stores)
+    async def open(self, stack: AsyncExitStack, services: Sequence[tuple[Service, Store | None]]) -> None:
+        """Start each service on its store; *stack* stops them."""
         # The world's own publisher comes first, so that it goes last.
         outside: Any = FusedTransport(self._transport, Fuse(), self._record)
         app = await stack.enter_async_context(
@@ -262,10 +198,11 @@ class World:
         )
         self._publisher = app.publisher
         stack.push_async_callback(self._stop_all)
-        for service in services:
+        for service, store in services:
             if service.name in self._services:
                 raise ConfigurationError(f"two services of this world are named {service.name!r}")
             self._services[service.name] = service
+            self._stores[service.name] = store
             await self._start(service)
         await self.settle()
 
@@ -299,14 +236,14 @@ class World:
             await asyncio.sleep(max(0.0, timer - loop.time()))
 
     async def _settle_real(self) -> None:
-        inspector: Any = self._transport
         end = self._loop.time() + _REAL_PATIENCE
         still = 0
         while still < 3 and self._loop.time() < end:
             await asyncio.sleep(0.05)
-            still = still + 1 if await self._idle(inspector) else 0
+            still = still + 1 if await self._idle() else 0
 
-    async def _idle(self, inspector: Inspector) -> bool:
+    async def _idle(self) -> bool:
+        inspector: Any = self._transport
         for store in self._stores.values():
             if store is not None and (await store.outbox.count())[0]:
                 return False
@@ -390,25 +327,22 @@ async def tidewire_world(
     """Run *services* together while the block lasts: each as a process of its own would be, with a store of its own.
 
     The runtime is the real one: consume loop, lanes, retries, holds, outbox, relay. *store*: True for one in memory
-    each, False for none, or a URL with ``{service}`` in it (``sqlite:///data/{service}.db``). *broker* is a URL, or
-    (default) ``TIDEWIRE_TEST_BROKER``, or a broker in memory. Retries wait the longest time their policy allows.
+    each, False for none, or a URL with ``{service}`` in it (``sqlite:///data/{service}.db``). *broker* is a URL;
+    without one it is a broker in memory. Retries wait the longest time their policy allows.
 
     Raises:
         ConfigurationError: a service that cannot run; see `tidewire.running`.
     """
     loop = asyncio.get_running_loop()
-    url = broker or os.environ.get("TIDEWIRE_TEST_BROKER", "") or "memory://"
-    in_memory = url.startswith("memory:")
+    in_memory = not broker or broker.startswith("memory:")
     if isinstance(loop, VirtualTimeLoop) and not in_memory:
         raise ConfigurationError(
-            f"the broker {url} is not on virtual time",
+            f"the broker {masked(broker)} is not on virtual time",
             hint="run this test on an ordinary event loop: see docs/testing.md",
         )
     clock: Clock = VirtualClock(loop) if isinstance(loop, VirtualTimeLoop) else SystemClock()
     async with AsyncExitStack() as stack:
-        stores: dict[str, Store | None] = {}
-        for service in services:
-            stores[service.name] = await _opened_store(stack, service, store, clock)
+        opened = [(service, await _opened_store(stack, service, store, clock)) for service in services]
         if in_memory:
             from tidewire.transports.memory import MemoryBroker, open_memory_transport
 
@@ -416,9 +350,9 @@ async def tidewire_world(
                 open_memory_transport(MemoryBroker(clock=clock, dedup=timedelta(days=7)))
             )
         else:
-            transport = await stack.enter_async_context(open_transport(url))
+            transport = await stack.enter_async_context(open_transport(broker))
         world = World(transport=transport, options=options or _OPTIONS, clock=clock, crashable=in_memory)
-        await world.open(stack, services, stores)
+        await world.open(stack, opened)
         yield world
 
 
