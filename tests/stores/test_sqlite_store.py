@@ -8,6 +8,9 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,7 @@ from tidewire.errors import (
     TransactionControl,
     TransactionLost,
 )
-from tidewire.model import Mark, Message, Topic
+from tidewire.model import Mark, Message, Pending, Topic
 from tidewire.stores.sqlite import open_sqlite_store
 from tidewire.transports.sqlite import open_sqlite_transport
 
@@ -66,6 +69,31 @@ def test_a_lost_transaction_is_told_to_everybody_in_it(tmp_path: Path) -> None:
                 await durable
             async with transaction(store) as tx:
                 assert [] == await tx.fetchall("SELECT * FROM seen")
+
+    asyncio.run(scenario())
+
+
+def test_a_rolled_back_event_never_leaves_in_place_of_a_later_one(tmp_path: Path) -> None:
+    """OX-10: the row number of a rolled back event is used again; the relay that reads it gets the new event."""
+
+    async def scenario() -> None:
+        async with open_sqlite_store(tmp_path / "s.db") as store:
+            events = [Message(Topic("shop.order"), text, "test", "k", {}, b"") for text in ("first", "second")]
+            failed, sealed = store.unit(), store.unit()
+            await store.outbox.put(failed, events[:1])
+            await failed.rollback()
+            assert await store.backlog.lease("relay", timedelta(seconds=60))  # behind the rollback, so it is committed
+            await store.outbox.put(sealed, events[1:])
+            durable = await sealed.seal()
+            await asyncio.sleep(0)  # the commit begins, on its thread
+            rows: Sequence[Pending] = ()
+            deadline = time.monotonic() + 10
+            while not rows and time.monotonic() < deadline:  # the relay may look as soon as the commit is there
+                rows = await store.backlog.claim("relay", after=0, limit=10)
+                time.sleep(0.001)  # noqa: ASYNC251 - the loop is kept from hearing of it
+            assert ["second"] == [row.message.id for row in rows]
+            await durable
+            assert ["second"] == [row.message.id for row in await store.backlog.claim("relay", after=0, limit=10)]
 
     asyncio.run(scenario())
 
@@ -157,7 +185,7 @@ CHILD = """
 import asyncio, sys
 from tidewire import transaction
 from tidewire.chance import UUID7Ids
-from tidewire.model import Mark, Message, Topic
+from tidewire.model import Mark, Message, Pending, Topic
 from tidewire.stores.sqlite import open_sqlite_store
 
 async def main():

@@ -53,6 +53,7 @@ class SqliteUnit:
     """
 
     __slots__ = (
+        "_after",
         "_beginning",
         "_guard",
         "_label",
@@ -82,6 +83,7 @@ class SqliteUnit:
         self._tx: SqliteTx | None = None
         self._sync: SyncSqliteTx | None = None
         self._lock: threading.Lock | None = None
+        self._after: list[Callable[[], None]] = []
 
     @property
     def tx(self) -> SqliteTx:
@@ -148,6 +150,7 @@ class SqliteUnit:
         try:
             self._run(lambda: self.turns.connection.execute("RELEASE unit"))
             self._state = "ended"
+            shared.after += self._after
             self.turns.give(close=self._timed() > _SLOW)
         finally:
             self._release_lock()
@@ -180,9 +183,8 @@ class SqliteUnit:
         self.turns.give()
 
     def after_commit(self, action: Callable[[], None]) -> None:
-        """Call *action* once the shared transaction is durable."""
-        assert self._shared is not None
-        self._shared.after.append(action)
+        """Call *action* once this unit is durable: never after a rollback of its own."""
+        self._after.append(action)
 
     def forget_guards(self) -> None:
         """An epoch has changed in this transaction: later units of it must look again."""
