@@ -14,9 +14,10 @@ import msgspec
 from tidewire.errors import ConfigurationError
 from tidewire.model import ZERO, Capabilities
 from tidewire.protocols import Codec
+from tidewire.rules.guarantees import OnDeadLetter, Ordering, ordered_topics, recurring_refusals, refusals
 from tidewire.rules.upcasts import decoders
 from tidewire.runtime.context import Context, SyncContext
-from tidewire.runtime.service import Handle, Handler, OnDeadLetter, Ordering, Recurring, Service
+from tidewire.runtime.service import Handle, Handler, Recurring, Service
 
 __all__ = ["Bound", "Plan", "Route", "compile_plan"]
 
@@ -82,13 +83,14 @@ def compile_plan(
             domain.setdefault(handler.event.cls, []).append(_bound(service, handler, executor, on_dead="continue"))
         else:
             by_type.setdefault(handler.event.type, []).append(handler)
-    ordered = _ordered_topics(by_type.values())
+    ordered = ordered_topics(service.handlers)
     routes: dict[str, Route] = {}
     topics: dict[Ordering, list[str]] = {"key": [], "none": []}
     for type_, handlers in by_type.items():
         event = handlers[0].event
         ordering: Ordering = "key" if event.topic in ordered else "none"
-        problems += _problems(service.name, handlers, ordering, capabilities, has_store)
+        refused = refusals(service.name, handlers, ordering=ordering, capabilities=capabilities, has_store=has_store)
+        problems += [finding.text for finding in refused]
         if event.topic not in topics[ordering]:
             topics[ordering].append(event.topic)
         on_dead: OnDeadLetter = "hold_key" if ordering == "key" and has_store else "continue"
@@ -104,53 +106,12 @@ def compile_plan(
             batch=max(handlers[0].batch, 1),
             batch_seconds=handlers[0].batch_wait.total_seconds(),
         )
-    if service.recurring and not has_store:
-        problems.append(f"{service.name}: recurring runs need a store, which remembers when they are due")
+    names = [one.name for one in service.recurring]
+    problems += [finding.text for finding in recurring_refusals(service.name, names, has_store=has_store)]
     recurring = [(one, _shaped(one, executor)) for one in service.recurring]
     if problems:
         raise ConfigurationError("; ".join(problems), hint="each is named with its handler; see docs/services.md")
     return Plan(routes=routes, topics=topics, domain=domain, recurring=recurring)
-
-
-def _ordered_topics(by_type: Any) -> set[str]:
-    """Topics in which some handler asks for order (or its event declares a key and it asks for nothing)."""
-    ordered: set[str] = set()
-    for handlers in by_type:
-        for handler in handlers:
-            if (handler.ordering or ("key" if handler.event.key is not None else "none")) == "key":
-                ordered.add(handler.event.topic)
-    return ordered
-
-
-def _problems(
-    service: str, handlers: Sequence[Handler], ordering: Ordering, capabilities: Capabilities, has_store: bool
-) -> list[str]:
-    problems: list[str] = []
-    first = handlers[0].event
-    for handler in handlers:
-        where = f"{service}.{handler.name}"
-        if handler.event.cls is not first.cls:
-            problems.append(
-                f"{where}: {first.type} is handled as {handler.event.cls.__qualname__} and as "
-                f"{first.cls.__qualname__}; use one class, and @upcast for older versions"
-            )
-        if ordering == "key" and not capabilities.order:
-            problems.append(f'{where}: this broker cannot keep order by key; say ordering="none"')
-        if handler.on_dead_letter == "hold_key" and not has_store:
-            problems.append(f'{where}: on_dead_letter="hold_key" needs a store; give one, or say "continue"')
-        if ordering == "key" and not has_store and handler.on_dead_letter is None:
-            problems.append(
-                f"{where}: ordered and without a store, so what follows a dead letter goes on; "
-                f'say on_dead_letter="continue", or give the service a store'
-            )
-        if len(handlers) > 1 and handler.batch:
-            problems.append(f"{where}: a batch handler must be the only one of its event in a service")
-        if len(handlers) > 1 and not has_store and not handler.repeatable:
-            problems.append(
-                f"{where}: {len(handlers)} handlers of {first.type} without a store: when one fails all run again; "
-                f"say repeatable=True on each, or give the service a store"
-            )
-    return problems
 
 
 def _bound(service: Service, handler: Handler, executor: Executor, *, on_dead: OnDeadLetter) -> Bound:

@@ -19,6 +19,7 @@ import msgspec
 from tidewire.kit.groups import first_error
 from tidewire.model import Subscription
 from tidewire.protocols import Receiver, Store, Transport
+from tidewire.rules.guarantees import Ordering, hold_limit
 from tidewire.runtime.consumer import Consumer, Limits
 from tidewire.runtime.outgoing import Outgoing
 from tidewire.runtime.parts import Parts, with_remembered_codecs
@@ -27,7 +28,7 @@ from tidewire.runtime.plan import compile_plan
 from tidewire.runtime.producer import Publisher
 from tidewire.runtime.recurring import RecurringTask
 from tidewire.runtime.relay import Relay
-from tidewire.runtime.service import Ordering, Service
+from tidewire.runtime.service import Service
 from tidewire.runtime.subscriber import Health, Subscriber
 from tidewire.runtime.topology import Topology
 
@@ -209,7 +210,7 @@ class House:
         )
         limits = Limits(
             concurrency=service.concurrency,
-            max_hold=self._max_hold(),
+            max_hold=hold_limit(options.max_hold, self._transport.capabilities.settle_window),
             grace=options.grace,
             fencing=self._transport.capabilities.fencing,
         )
@@ -231,11 +232,6 @@ class House:
             jitter=self._parts.jitter,
             stuck_after=options.stuck_after,
         )
-
-    def _max_hold(self) -> timedelta:
-        """At most three quarters of what the broker allows a delivery to stay unsettled."""
-        window = self._transport.capabilities.settle_window
-        return self._options.max_hold if window is None else min(self._options.max_hold, window * 0.75)
 
 
 @asynccontextmanager

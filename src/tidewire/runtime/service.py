@@ -6,13 +6,14 @@ import inspect
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import msgspec
 
 from tidewire.errors import ConfigurationError
 from tidewire.model import ZERO
 from tidewire.rules.events import EventType, definition_of
+from tidewire.rules.guarantees import OnDeadLetter, Ordering
 from tidewire.rules.names import check_name
 from tidewire.rules.recurrence import Missed, Recurrence
 from tidewire.rules.retry import Retry
@@ -24,8 +25,6 @@ __all__ = ["Handle", "Handler", "Middleware", "Service"]
 Returned: TypeAlias = Any
 Handle: TypeAlias = Callable[[Any, Context[Any]], Awaitable[Returned]]
 Middleware: TypeAlias = Callable[[Handle], Handle]
-Ordering: TypeAlias = Literal["key", "none"]
-OnDeadLetter: TypeAlias = Literal["hold_key", "continue"]
 Resources: TypeAlias = Mapping[str, Any]
 Lifespan: TypeAlias = Callable[["Service"], AsyncGenerator[Resources, None]]
 
