@@ -14,8 +14,19 @@ from typing import Any
 import pytest
 from runtime_world import Opened, OrderPlaced, PageViewed, PaymentTaken
 
-from tidewire import ConfigurationError, Context, Options, Retry, RetryAfter, Service, SyncContext, domain_event
+from tidewire import (
+    ConfigurationError,
+    Context,
+    Options,
+    Retry,
+    RetryAfter,
+    Service,
+    SyncContext,
+    domain_event,
+    running,
+)
 from tidewire.errors import StoreError, StoreRefused, StoreUnavailable
+from tidewire.model import GroupSpec, TopicSpec
 from tidewire.transports.memory import open_memory_transport
 
 QUICK = Retry(attempts=3, first_delay=timedelta(milliseconds=5), factor=1.0)
@@ -353,6 +364,26 @@ def test_what_needs_a_store_is_refused_without_one() -> None:
     text = str(refused.value)
     for part in ("billing.first: ordered and without a store", "billing.second: on_dead_letter", "repeatable=True"):
         assert part in text
+
+
+def test_how_long_a_topic_is_kept_is_its_own_affair() -> None:
+    """A topic that was made with another retention or a size cap serves like any other; lanes have to agree."""
+    service = Service("billing")
+
+    @service.on(OrderPlaced, on_dead_letter="continue")
+    async def handle(order: OrderPlaced) -> None:
+        return None
+
+    async def scenario(lanes: int) -> None:
+        async with open_memory_transport() as transport:
+            made = TopicSpec("shop.order", lanes=4, retention=timedelta(days=30), size_bytes_max=1 << 20)
+            await transport.provision([made], [GroupSpec("billing", ["shop.order"])])
+            async with running(service, transport=transport, options=Options(provision=False, lanes=lanes)):
+                pass
+
+    asyncio.run(scenario(4))
+    with pytest.raises(ConfigurationError, match="lanes is 4, not 8"):
+        asyncio.run(scenario(8))
 
 
 def test_a_topic_that_must_exist_is_verified(opened: Opened) -> None:

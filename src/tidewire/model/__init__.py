@@ -49,6 +49,7 @@ from tidewire.model.records import (
     Guard,
     Held,
     Mark,
+    OutboxState,
     Pending,
     Stuck,
 )
@@ -77,6 +78,7 @@ __all__ = [
     "Mark",
     "Message",
     "Move",
+    "OutboxState",
     "Outcome",
     "Pending",
     "Reason",

@@ -102,8 +102,9 @@ class Browsed(msgspec.Struct, frozen=True):
 
 
 class TopicInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """A topic as it is. *first* and *last* are the positions of the oldest and newest message kept, *oldest_at* and
-    *newest_at* when they were stored (µs since 1970); None where there is no message, or the broker cannot tell."""
+    """A topic as it is; *retention* and *size_bytes_max* are what it was made with. *first* and *last* are the
+    positions of the oldest and newest message kept, *oldest_at* and *newest_at* when they were stored (µs since 1970);
+    None where there is no message, or the broker cannot tell."""
 
     name: str
     lanes: int
@@ -114,6 +115,7 @@ class TopicInfo(msgspec.Struct, frozen=True, kw_only=True):
     last: int | str | None = None
     oldest_at: int | None = None
     newest_at: int | None = None
+    size_bytes_max: int | None = None
 
 
 class GroupInfo(msgspec.Struct, frozen=True, kw_only=True):

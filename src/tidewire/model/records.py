@@ -15,6 +15,7 @@ __all__ = [
     "Guard",
     "Held",
     "Mark",
+    "OutboxState",
     "Pending",
     "Stuck",
 ]
@@ -57,6 +58,17 @@ class Stuck(msgspec.Struct, frozen=True):
     attempts: int
     detail: str
     at: int
+
+
+class OutboxState(msgspec.Struct, frozen=True, kw_only=True):
+    """How an outbox is: rows that are *ready* to leave, *delayed*, and *stuck* (*stuck_since*: when the oldest of those
+    was put there, µs since 1970), and whether the relay of a live process has its lease (None: nobody can tell)."""
+
+    ready: int
+    delayed: int
+    stuck: int
+    stuck_since: int | None
+    relayed: bool | None
 
 
 class Held(msgspec.Struct, frozen=True):

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from tidewire.protocols.basics import Clock, Codec, Observer
 from tidewire.protocols.broker import Finder, Inspector, Ledger, Receiver, Transport
+from tidewire.protocols.looks import BrokerLook, StoreLook
 from tidewire.protocols.store import Attempts, Backlog, HeldKeys, Inbox, Lanes, Outbox, Store, Timetable, Unit
 
 __all__ = [
     "Attempts",
     "Backlog",
+    "BrokerLook",
     "Clock",
     "Codec",
     "Finder",
@@ -26,6 +28,7 @@ __all__ = [
     "Outbox",
     "Receiver",
     "Store",
+    "StoreLook",
     "Timetable",
     "Transport",
     "Unit",

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from tidewire.errors import ConfigurationError
+from tidewire.kit.looks import HasTopics
 from tidewire.model import GroupSpec, TopicSpec
 from tidewire.protocols import Transport
+from tidewire.rules.topology import wanted_topics
 
 __all__ = ["Topology"]
 
@@ -33,7 +35,8 @@ class Topology:
         Raises:
             ConfigurationError: something exists with other settings, or does not exist and may not be created.
         """
-        specs = [TopicSpec(name, lanes=self._lanes) for name in topics]
+        there = await self._transport.topics() if isinstance(self._transport, HasTopics) else ()
+        specs = wanted_topics(topics, lanes=self._lanes, there=there)
         changes = await self._transport.provision(specs, [GroupSpec(group, topics)], dry_run=not self._create)
         wrong = [f"{change.what}: {change.detail}" for change in changes if change.kind == "conflict"]
         if not self._create:

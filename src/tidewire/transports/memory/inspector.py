@@ -45,6 +45,7 @@ def _topic_info(name: str, log: TopicLog, now: int) -> TopicInfo:
         last=None if last is None else last.position,
         oldest_at=None if first is None else first.stored_at,
         newest_at=None if last is None else last.stored_at,
+        size_bytes_max=log.spec.size_bytes_max,
     )
 
 

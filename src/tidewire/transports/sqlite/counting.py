@@ -54,6 +54,7 @@ def describe_topics(connection: sqlite3.Connection) -> list[TopicInfo]:
                 last=last[0],
                 oldest_at=first[1],
                 newest_at=last[1],
+                size_bytes_max=size_max,
             )
         )
     return found

@@ -1,0 +1,64 @@
+"""Looking at a broker or a store whose adapter is opened for it: one that creates nothing by being opened."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol, runtime_checkable
+
+from tidewire.model import Capabilities, Change, GroupSpec, OutboxState, TopicInfo, TopicSpec
+from tidewire.protocols import Store, Transport
+
+__all__ = ["HasTopics", "OpenedBrokerLook", "OpenedStoreLook"]
+
+
+@runtime_checkable
+class HasTopics(Protocol):
+    """A transport that can say what topics there are."""
+
+    async def topics(self) -> Sequence[TopicInfo]:
+        """See `tidewire.protocols.Inspector`."""
+        ...
+
+
+class OpenedBrokerLook:
+    """See `tidewire.protocols.BrokerLook`. Each call opens the transport anew and closes it."""
+
+    def __init__(self, opened: Callable[[], AbstractAsyncContextManager[Transport]]) -> None:
+        self._opened = opened
+
+    async def capabilities(self) -> Capabilities:
+        """Ask the opened transport."""
+        async with self._opened() as transport:
+            return transport.capabilities
+
+    async def compare(self, topics: Sequence[TopicSpec], groups: Sequence[GroupSpec]) -> Sequence[Change]:
+        """Provision without doing it."""
+        async with self._opened() as transport:
+            return await transport.provision(topics, groups, dry_run=True)
+
+    async def topics(self) -> Sequence[TopicInfo]:
+        """Ask the opened transport; nothing where it cannot tell."""
+        async with self._opened() as transport:
+            return await transport.topics() if isinstance(transport, HasTopics) else ()
+
+
+class OpenedStoreLook:
+    """See `tidewire.protocols.StoreLook`. Each call opens the store anew and closes it; whose marks it has, it cannot
+    tell."""
+
+    def __init__(self, opened: Callable[[], AbstractAsyncContextManager[Store]]) -> None:
+        self._opened = opened
+
+    async def marked(self, group: str) -> frozenset[str]:
+        """Return nothing: a `Store` does not list its marks."""
+        return frozenset()
+
+    async def outbox(self) -> OutboxState:
+        """Count what the opened store has."""
+        async with self._opened() as store:
+            pending, stuck = await store.outbox.count()
+            oldest = await store.outbox.stuck(limit=1) if stuck else ()
+        return OutboxState(
+            ready=pending, delayed=0, stuck=stuck, stuck_since=oldest[0].at if oldest else None, relayed=None
+        )
