@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import unquote, urlsplit
@@ -18,9 +19,18 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 
 from tidewire.errors import ConfigurationError, StoreRefused, TransportRefused
-from tidewire.protocols import Clock, Store, Transport
+from tidewire.protocols import BrokerLook, Clock, Store, StoreLook, Transport
 
-__all__ = ["Settings", "broker_of_tests", "masked", "open_store", "open_transport", "settings_from"]
+__all__ = [
+    "Settings",
+    "broker_of_tests",
+    "look_at_broker",
+    "look_at_store",
+    "masked",
+    "open_store",
+    "open_transport",
+    "settings_from",
+]
 
 OpenTransport: TypeAlias = Callable[..., AbstractAsyncContextManager[Transport]]
 """What an entry point of the group ``tidewire.transports`` names: called with the URL and ``create=``."""
@@ -147,6 +157,36 @@ def broker_of_tests() -> str:
     return os.environ.get("TIDEWIRE_TEST_BROKER", "")
 
 
+def look_at_broker(url: str) -> BrokerLook:
+    """Return what reads the broker at *url* and changes nothing.
+
+    Raises:
+        ConfigurationError: as `open_transport`.
+    """
+    if _scheme(url, "broker") == "sqlite":
+        from tidewire.transports.sqlite.look import SqliteBrokerLook
+
+        return SqliteBrokerLook(_path(url, "broker"))
+    from tidewire.kit.looks import OpenedBrokerLook
+
+    return OpenedBrokerLook(partial(open_transport, url, create=False))
+
+
+def look_at_store(url: str) -> StoreLook:
+    """Return what reads the store at *url* and changes nothing.
+
+    Raises:
+        ConfigurationError: as `open_store`.
+    """
+    if _scheme(url, "store") == "sqlite":
+        from tidewire.stores.sqlite.look import SqliteStoreLook
+
+        return SqliteStoreLook(_path(url, "store"))
+    from tidewire.kit.looks import OpenedStoreLook
+
+    return OpenedStoreLook(partial(open_store, url, create=False))
+
+
 def masked(url: str) -> str:
     """Return *url* without its password, for people to read."""
     try:
@@ -247,9 +287,15 @@ def _impossible(values: Mapping[str, object]) -> list[str]:
     if values.get("log", "text") not in ("text", "json"):
         problems.append(f"log must be text or json, not {values['log']!r}")
     broker, store = values.get("broker", Settings().broker), values.get("store")
-    if store and broker == store and not str(store).startswith("memory"):
+    if store and _one_file(str(broker), str(store)):
         problems.append("broker and store cannot be the same file; give the store a file of its own")
     return problems
+
+
+def _one_file(first: str, second: str) -> bool:
+    """Whether two URLs name one file, however they spell it."""
+    paths = [unquote(url.partition(":///")[2]) for url in (first, second) if url.startswith("sqlite:///")]
+    return len(paths) == 2 and os.path.realpath(paths[0]) == os.path.realpath(paths[1])
 
 
 def _did_you_mean(word: str, known: object) -> str:

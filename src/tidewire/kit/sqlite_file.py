@@ -14,11 +14,11 @@ import os
 import sqlite3
 import stat
 import sys
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing, contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 from urllib.parse import quote
 
 from tidewire.errors import TidewireError
@@ -26,9 +26,10 @@ from tidewire.kit.flock import WriteTurn
 from tidewire.kit.mounts import file_system, is_network
 from tidewire.kit.sqlite_errors import FileErrors, Mapped, failed_sync, is_failed_sync, old_version, typed_error
 
-__all__ = ["FileKind", "SqliteFile", "open_sqlite_file"]
+__all__ = ["FileKind", "SqliteFile", "look_into", "open_sqlite_file"]
 
 _log = logging.getLogger(__name__)
+T = TypeVar("T")
 _MAGIC = b"SQLite format 3\x00"
 _HEADER_BYTES = 100
 _warned: set[str] = set()
@@ -182,6 +183,7 @@ class SqliteFile:
 
 
 _BUSY_MS = 5_000
+_LOOKS_MAX = 8
 _LOG_BYTES = 4 << 20
 _SETTINGS = (
     # Two connections that recover or close at once wait for each other; writers have the turn.
@@ -229,6 +231,53 @@ def open_sqlite_file(path: Path | str, kind: FileKind, *, quick_check_bytes: int
     return file
 
 
+def look_into(path: Path | str, kind: FileKind, *, read: Callable[[sqlite3.Connection], T]) -> T:
+    """Return what *read* finds in the file of *kind* at *path*, and change nothing: no lock file is made, no log, no
+    migration. What others commit meanwhile may be seen or not; *read* may be called more than once. Blocks.
+
+    Raises:
+        The *unavailable* error of *kind*: the file is not there, or changed all the time.
+        Its *refused* error: it is not what it should be.
+    """
+    place = Path(os.path.abspath(path))
+    what = f"{kind.noun} {place}"
+    mapped = Mapped(lambda error: typed_error(error, what, kind.errors))
+    for _ in range(_LOOKS_MAX):
+        try:
+            _check_place(place, what, kind.errors)
+            before = os.stat(place)
+            log = Path(f"{place}-wal")
+            live = log.exists()
+            _check_header(place, kind, size=before.st_size, log_size=log.stat().st_size if live else 0)
+        except FileNotFoundError:
+            raise kind.errors.unavailable(f"there is no {what} yet") from None
+        except OSError as error:
+            raise _from_os(error, what, kind.errors) from error
+        # Without a log nobody writes, and opening the file as one that may change would make a log.
+        try:
+            with mapped, closing(_connect(place, "ro" if live else "ro&immutable=1")) as connection:
+                connection.execute(f"PRAGMA busy_timeout={_BUSY_MS}")
+                _version(connection, kind, what)
+                found = read(connection)
+        except TidewireError:
+            if live or _is_still(place, before):
+                raise
+            continue
+        if live or _is_still(place, before):
+            return found
+    raise kind.errors.unavailable(f"{what} was opened and closed all the time: try again")
+
+
+def _is_still(place: Path, before: os.stat_result) -> bool:
+    """Whether the file is as it was, and nobody has begun to write."""
+    try:
+        now = os.stat(place)
+    except FileNotFoundError:
+        return False
+    same = (before.st_mtime_ns, before.st_size, before.st_ino) == (now.st_mtime_ns, now.st_size, now.st_ino)
+    return same and not os.path.lexists(f"{place}-wal")
+
+
 def _from_os(error: OSError, what: str, errors: FileErrors) -> TidewireError:
     message = f"{what} cannot be used: {error.strerror or error}"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -266,11 +315,11 @@ def _prepare(file: SqliteFile, quick_check_bytes: int) -> None:
             )
         _create(file)
         return
-    _check_header(file, size, log_size)
+    _check_header(file.path, file.kind, size=size, log_size=log_size)
     connection = file.connect()
     try:
         with file.mapped:
-            version = _version(file, connection)
+            version = _version(connection, file.kind, file.what)
             if size <= quick_check_bytes:
                 _check_pages(file, connection)
             _migrate(connection, file.kind, version)
@@ -278,23 +327,23 @@ def _prepare(file: SqliteFile, quick_check_bytes: int) -> None:
         connection.close()
 
 
-def _check_header(file: SqliteFile, size: int, log_size: int) -> None:
+def _check_header(path: Path, kind: FileKind, *, size: int, log_size: int) -> None:
     """Refuse, before SQLite touches it, what is not ours, or is shorter than it says."""
-    with open(file.path, "rb", opener=_no_follow) as raw:
+    with open(path, "rb", opener=_no_follow) as raw:
         header = raw.read(_HEADER_BYTES)
-    errors, hint = file.kind.errors, "give another path, or move that file away"
+    what, errors, hint = f"{kind.noun} {path}", kind.errors, "give another path, or move that file away"
     if header[:16] != _MAGIC:
-        raise errors.refused(f"{file.what} is not an SQLite database", hint=hint)
+        raise errors.refused(f"{what} is not an SQLite database", hint=hint)
     owner = int.from_bytes(header[68:72], "big")
-    if owner != file.kind.application_id:
-        raise errors.refused(f"{file.what} belongs to another program (application id {owner:#x})", hint=hint)
+    if owner != kind.application_id:
+        raise errors.refused(f"{what} belongs to another program (application id {owner:#x})", hint=hint)
     page = int.from_bytes(header[16:18], "big")
     page = 1 << 16 if page == 1 else page
     pages = int.from_bytes(header[28:32], "big")
     # With a log, the missing pages may still be in there.
     if not log_size and size < pages * page:
         raise errors.refused(
-            f"{file.what} is damaged: it has {size} bytes and should have {pages * page}",
+            f"{what} is damaged: it has {size} bytes and should have {pages * page}",
             hint="restore a backup; `sqlite3 FILE .recover` reads what is readable",
         )
 
@@ -312,11 +361,11 @@ def _check_pages(file: SqliteFile, connection: sqlite3.Connection) -> None:
         )
 
 
-def _version(file: SqliteFile, connection: sqlite3.Connection) -> int:
+def _version(connection: sqlite3.Connection, kind: FileKind, what: str) -> int:
     version: int = connection.execute("PRAGMA user_version").fetchone()[0]
-    if version > len(file.kind.migrations):
-        raise file.kind.errors.refused(
-            f"{file.what} has schema version {version}; this tidewire knows up to {len(file.kind.migrations)}",
+    if version > len(kind.migrations):
+        raise kind.errors.refused(
+            f"{what} has schema version {version}; this tidewire knows up to {len(kind.migrations)}",
             hint="use the newer tidewire that wrote it",
         )
     return version

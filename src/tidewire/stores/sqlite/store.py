@@ -22,7 +22,7 @@ from tidewire.stores.sqlite.timetable import SqliteTimetable
 from tidewire.stores.sqlite.turns import Turns
 from tidewire.stores.sqlite.unit import SqliteTx, SqliteUnit, SyncSqliteTx
 
-__all__ = ["SqliteStore", "open_sqlite_store"]
+__all__ = ["SqliteStore", "boot_id", "open_sqlite_store"]
 
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
@@ -39,7 +39,7 @@ class SqliteStore:
         self._speeds: dict[str, float] = {}
         self.inbox = SqliteInbox(reader, clock, self.unit)
         self.outbox = SqliteOutbox(reader, clock, self.unit, poll=poll)
-        boot = _boot_id()
+        boot = boot_id()
         self.backlog = SqliteBacklog(reader, self.outbox, self.unit, clock, boot)
         self.timetable = SqliteTimetable(reader, self.unit, clock, boot)
         self.attempts = SqliteAttempts(reader, self.unit)
@@ -88,7 +88,8 @@ async def open_sqlite_store(
         file.close()
 
 
-def _boot_id() -> str:
+def boot_id() -> str:
+    """Return what tells this start of the machine from every other, for the ticks of leases."""
     try:
         return _BOOT.read_text().strip()
     except OSError:

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 from tidewire.model import Change, GroupSpec, TopicSpec
 from tidewire.transports.sqlite.shared import Shared
 
-__all__ = ["provision_all"]
+__all__ = ["differences", "provision_all"]
 
 Read: TypeAlias = Callable[..., Any]
 
@@ -19,11 +19,11 @@ async def provision_all(
     shared: Shared, topics: Sequence[TopicSpec], groups: Sequence[GroupSpec], *, dry_run: bool
 ) -> list[Change]:
     """Return one change per topic and per group; write only what is missing, and only without *dry_run*."""
-    if dry_run or all(change.kind != "create" for change in _look(shared.read, topics, groups)):
-        return _look(shared.read, topics, groups)
+    if dry_run or all(change.kind != "create" for change in differences(shared.read, topics, groups)):
+        return differences(shared.read, topics, groups)
 
     def create(connection: sqlite3.Connection) -> list[Change]:
-        changes = _look(connection.execute, topics, groups)
+        changes = differences(connection.execute, topics, groups)
         for topic in topics:
             connection.execute(
                 "INSERT INTO topic (name, lanes, retention, size_max) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
@@ -56,7 +56,8 @@ def _join(connection: sqlite3.Connection, group: GroupSpec, name: str) -> None:
     )
 
 
-def _look(read: Read, topics: Sequence[TopicSpec], groups: Sequence[GroupSpec]) -> list[Change]:
+def differences(read: Read, topics: Sequence[TopicSpec], groups: Sequence[GroupSpec]) -> list[Change]:
+    """Return what creating *topics* and *groups* would change, one line for each, from what *read* finds."""
     coming = {topic.name for topic in topics}
     return [_topic(read, topic) for topic in topics] + [_group(read, group, coming) for group in groups]
 

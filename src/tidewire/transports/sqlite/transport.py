@@ -26,10 +26,10 @@ from tidewire.transports.sqlite.retention import sweep
 from tidewire.transports.sqlite.schema import BROKER
 from tidewire.transports.sqlite.shared import Shared
 
-__all__ = ["SqliteTransport", "open_sqlite_transport"]
+__all__ = ["CAPABILITIES", "SqliteTransport", "open_sqlite_transport"]
 
 _SWEEP_EVERY = 0.5
-_CAPABILITIES = Capabilities(
+CAPABILITIES = Capabilities(
     order=True,
     fencing=True,
     atomic=True,
@@ -55,7 +55,7 @@ class SqliteTransport(SqliteInspector, SqliteFinder, SqliteLedger):
     @property
     def capabilities(self) -> Capabilities:
         """Order, fencing, atomic settles, replay, any delay; ``stored`` means synced to disk."""
-        return _CAPABILITIES
+        return CAPABILITIES
 
     async def provision(
         self, topics: Sequence[TopicSpec], groups: Sequence[GroupSpec], *, dry_run: bool = False

@@ -1,0 +1,53 @@
+"""Looking at a store's file from outside, without opening it for use."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from functools import partial
+from pathlib import Path
+
+from tidewire.clock import SystemClock
+from tidewire.kit.sqlite_file import look_into
+from tidewire.model import OutboxState
+from tidewire.protocols import Clock
+from tidewire.stores.sqlite.schema import STORE
+from tidewire.stores.sqlite.store import boot_id
+
+__all__ = ["SqliteStoreLook"]
+
+
+class SqliteStoreLook:
+    """See `tidewire.protocols.StoreLook`. Each call opens the file at *path* anew and closes it."""
+
+    def __init__(self, path: Path | str, *, clock: Clock | None = None) -> None:
+        self._path = path
+        self._clock = clock or SystemClock()
+
+    async def marked(self, group: str) -> frozenset[str]:
+        """Read the scopes of the marks; a store that a first start is still to make has none."""
+
+        def read(connection: sqlite3.Connection) -> frozenset[str]:
+            rows = connection.execute("SELECT DISTINCT handler FROM tidewire_scope WHERE grp = ?", (group,))
+            return frozenset(handler for (handler,) in rows)
+
+        def look() -> frozenset[str]:
+            return look_into(self._path, STORE, read=read) if Path(self._path).exists() else frozenset()
+
+        return await asyncio.to_thread(look)
+
+    async def outbox(self) -> OutboxState:
+        """Count the rows, and look for a lease that has not ended."""
+        return await asyncio.to_thread(partial(look_into, self._path, STORE, read=self._outbox))
+
+    def _outbox(self, connection: sqlite3.Connection) -> OutboxState:
+        connection.execute("BEGIN")  # one state of the file for all that is read
+        (ready,) = connection.execute("SELECT count(*) FROM tidewire_outbox").fetchone()
+        (delayed,) = connection.execute("SELECT count(*) FROM tidewire_outbox_delayed").fetchone()
+        stuck, since = connection.execute("SELECT count(*), min(at) FROM tidewire_outbox_refused").fetchone()
+        (relays,) = connection.execute(
+            "SELECT count(*) FROM tidewire_lease WHERE name = 'relay' AND boot = ? AND until > ?",
+            (boot_id(), self._clock.ticks()),
+        ).fetchone()
+        connection.execute("COMMIT")
+        return OutboxState(ready=ready, delayed=delayed, stuck=stuck, stuck_since=since, relayed=relays > 0)
