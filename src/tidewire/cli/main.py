@@ -18,6 +18,7 @@ Command: TypeAlias = Callable[[Sequence[str]], int]
 # and its one line.
 COMMANDS: dict[str, tuple[str, str]] = {
     "bench": ("tidewire.cli.bench", "how fast this broker is, here and now"),
+    "check": ("tidewire.cli.check", "what is promised to every subscription; unsafe settings are refused"),
     "demo": ("tidewire.cli.demo.command", "a shop of five services, killed on the way, and books that balance"),
     "dlq": ("tidewire.cli.dlq", "dead letters: list, show, redrive, mend, discard"),
     "find": ("tidewire.cli.find:find", "where an event is, by its id, and how far each group is with it"),
@@ -44,7 +45,7 @@ commands:
 
 exit codes:
   0    done
-  1    the thing itself failed: the books do not balance, a worker keeps crashing
+  1    the thing itself failed: a check refuses, the books do not balance, a worker keeps crashing
   2    a person must change something: arguments, settings, a refused file
   3    the broker or the store is unavailable: time may help
   130  interrupted from the keyboard

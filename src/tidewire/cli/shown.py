@@ -9,8 +9,9 @@ from typing import Any
 import msgspec
 
 from tidewire.clock import moment
+from tidewire.rules.guarantees import Finding
 
-__all__ = ["Progress", "age", "emit", "emit_line", "size", "stamp", "table"]
+__all__ = ["Progress", "age", "emit", "emit_line", "print_findings", "print_points", "size", "stamp", "table"]
 
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 
@@ -36,6 +37,22 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[object]], *, right: I
             for number, (cell, width) in enumerate(zip(line, widths, strict=True))
         ]
         print("  ".join(cells).rstrip())
+
+
+def print_points(points: Iterable[tuple[str, str]], *, indent: int = 2) -> None:
+    """Print headings with their sentences, aligned."""
+    listed = list(points)
+    width = max((len(heading) for heading, _ in listed), default=0)
+    for heading, sentence in listed:
+        print(f"{' ' * indent}{heading:<{width}}  {sentence}")
+
+
+def print_findings(findings: Iterable[Finding]) -> None:
+    """Print each finding as an error reads: what is wrong and where, and on its own line the fix."""
+    for finding in findings:
+        print(f"{finding.level}: {finding.where}: {finding.what}")
+        if finding.fix:
+            print(f"hint: {finding.fix}")
 
 
 def stamp(us: int | None) -> str:
