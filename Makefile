@@ -7,15 +7,17 @@ SHELL := /usr/bin/env bash
 PYTHON ?=
 DEMO ?= --chaos
 TESTS ?=
+CAMPAIGN ?=
+SECONDS ?= 300
 STAMPS := .venv/stamps
 INSTALL := PYTHON="$(PYTHON)" scripts/install.sh
 
-.PHONY: help install demo test check format bench docs clean
+.PHONY: help install demo test check format bench faults docs clean
 
 help: ## show this list
 	@printf 'make TARGET, where TARGET is one of\n\n'
 	@sed -nE 's/^([a-z]+):[^#]*## (.*)$$/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
-	@printf '\nvariables: PYTHON=/path/to/python3.11  DEMO="--chaos --seconds 30"  TESTS="tests/cli -k run"\n'
+	@printf '\nvariables: PYTHON=/path/to/python3.11  DEMO="--chaos --seconds 30"  TESTS="tests/cli -k run"  CAMPAIGN=power-loss SECONDS=600\n'
 
 install: $(STAMPS)/dev ## make .venv with everything a developer needs; quick when it is there
 
@@ -35,6 +37,9 @@ format: $(STAMPS)/dev ## write the sources in the house format
 bench: $(STAMPS)/test ## measure beside a native twin; writes build/bench.json
 	mkdir -p build
 	.venv/bin/python -m benchmarks
+
+faults: $(STAMPS)/test ## long fault tests: power loss, kill -9, hostile bytes; writes build/faults.json
+	.venv/bin/python tests/faults/campaign.py $(CAMPAIGN) --seconds $(SECONDS)
 
 docs: $(STAMPS)/docs ## the docs site, whole and offline, in build/site
 	rm -rf build/site .cache

@@ -58,5 +58,21 @@ fi
 say "installing tidewire[$extra] into .venv"
 .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[$extra]" ||
     fail "tidewire[$extra] could not be installed" "pip says why above; it needs the package index that pip is configured for"
+
+# Two programs that fault tests drive. Without them those tests say NOT PROVEN; nothing else needs them.
+wanted=()
+if { [ "$extra" = test ] || [ "$extra" = dev ]; } && [ "$(uname)" = Linux ]; then
+    command -v strace >/dev/null 2>&1 || wanted+=(strace)
+    command -v faketime >/dev/null 2>&1 || wanted+=(faketime)
+fi
+if [ "${#wanted[@]}" -gt 0 ]; then
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
+        say "as root, installing ${wanted[*]} for the fault tests"
+        { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends "${wanted[@]}"; } >/dev/null 2>&1 ||
+            say "!!! ${wanted[*]} could not be installed: some fault tests will be NOT PROVEN"
+    else
+        say "!!! ${wanted[*]} missing: some fault tests will be NOT PROVEN; apt-get install ${wanted[*]}"
+    fi
+fi
 mkdir -p .venv/stamps
 touch ".venv/stamps/$extra"

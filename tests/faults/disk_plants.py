@@ -1,0 +1,82 @@
+"""Faults planted on purpose into a recorded process, to see that the enumeration of disk states bites."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Callable
+from typing import Any
+
+from tidewire.kit import sqlite_file
+from tidewire.stores.sqlite.inbox import SqliteInbox
+from tidewire.transports.sqlite import receiver, writer
+
+
+def _after_settings(statement: str) -> Callable[[], None]:
+    """Return a plant that runs *statement* on every connection behind the settings that make commits durable."""
+
+    def plant() -> None:
+        configure = sqlite_file.SqliteFile._configure
+
+        def planted(self: Any, connection: sqlite3.Connection, cache_bytes: int) -> None:
+            configure(self, connection, cache_bytes)
+            connection.execute(statement).fetchall()
+
+        sqlite_file.SqliteFile._configure = planted  # type: ignore[method-assign]
+
+    return plant
+
+
+def _unsynced_draft() -> None:
+    """A new file gets its name before its content is on the disk."""
+    sqlite_file._sync = lambda path, flags: None
+
+
+def _settle_in_two() -> None:
+    """A move is two transactions: the delivery is settled, then its messages are stored."""
+    move_cursor = receiver.move_cursor
+
+    def planted(connection: sqlite3.Connection, *arguments: Any) -> bool:
+        moved = move_cursor(connection, *arguments)
+        connection.execute("COMMIT")
+        connection.execute("BEGIN IMMEDIATE")
+        return moved
+
+    receiver.move_cursor = planted
+
+
+def _ack_first() -> None:
+    """The writer answers, and only then commits."""
+
+    def planted(self: Any, batch: Any) -> None:
+        with self.file.writing():
+            self._connection.execute("BEGIN IMMEDIATE")
+            self.topics, self.subs = set(), set()
+            results = [entry.job(self._connection) for entry in batch]
+            self._loop.call_soon_threadsafe(writer._deliver, batch, results)
+            time.sleep(0.02)  # long enough for the caller to believe it
+            self._connection.execute("COMMIT")
+
+    writer.Writer._commit = planted  # type: ignore[method-assign]
+
+
+def _mark_apart() -> None:
+    """An inbox mark is committed by itself, before the effect it belongs to."""
+    mark = SqliteInbox.mark
+
+    async def planted(self: Any, unit: Any, *arguments: Any) -> None:
+        own = type(unit)(unit.turns, None, "", {})
+        await mark(self, own, *arguments)
+        await (await own.seal())
+
+    SqliteInbox.mark = planted  # type: ignore[method-assign]
+
+
+PLANTS: dict[str, Callable[[], None]] = {
+    "normal": _after_settings("PRAGMA synchronous=NORMAL"),
+    "off": _after_settings("PRAGMA synchronous=OFF"),
+    "unsynced-draft": _unsynced_draft,
+    "settle-in-two": _settle_in_two,
+    "ack-first": _ack_first,
+    "mark-apart": _mark_apart,
+}
