@@ -265,6 +265,17 @@ def test_two_processes_share_a_file(tmp_path: Path) -> None:
     connection.close()
 
 
+def test_a_path_with_two_slashes_in_front_is_a_path(tmp_path: Path) -> None:
+    """`sqlite:////` before an absolute path makes one of these; SQLite must not take its first folder for a host."""
+
+    async def scenario() -> None:
+        async with open_sqlite_store(f"/{tmp_path}/s.db") as store:
+            await table(store)
+        assert (tmp_path / "s.db").exists()
+
+    asyncio.run(scenario())
+
+
 def test_the_brokers_file_is_no_store(tmp_path: Path) -> None:
     """Store and broker never share a file."""
 

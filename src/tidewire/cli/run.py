@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
+import os
 import sys
+import threading
 from collections.abc import Sequence
 
 from tidewire.cli.exits import OK, CommandParser
@@ -53,7 +56,22 @@ def main(arguments: Sequence[str]) -> int:
     from tidewire.cli.serving import serve
 
     asyncio.run(serve(service, settings))
+    _leave_threads_behind()
     return OK
+
+
+def _leave_threads_behind() -> None:
+    """End now if a ``def`` handler goes on after its grace: it cannot be stopped, and Python would wait for it.
+
+    Everything is closed by now, and what the handler had is given back: its statements are refused.
+    """
+    ours = [thread for thread in threading.enumerate() if thread.name.startswith("tidewire-") and not thread.daemon]
+    for thread in ours:
+        thread.join(0.5)
+    if any(thread.is_alive() for thread in ours):
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(OK)
 
 
 def _with_workers(arguments: Sequence[str], count: int, settings: Settings) -> int:

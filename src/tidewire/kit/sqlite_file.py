@@ -408,7 +408,7 @@ def _create(file: SqliteFile) -> None:
 
 def _connect(path: Path, mode: str) -> sqlite3.Connection:
     return sqlite3.connect(
-        f"file:{quote(os.fsencode(path))}?mode={mode}",
+        f"file://{quote(os.fsencode(path))}?mode={mode}",  # with the slashes "//tmp" is a path too, not a host
         uri=True,
         isolation_level=None,
         check_same_thread=False,

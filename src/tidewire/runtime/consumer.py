@@ -109,21 +109,25 @@ class Consumer:
         Raises:
             TransportUnavailable: the broker is gone; what is unsettled comes back.
         """
-        async with asyncio.TaskGroup() as tasks:
-            self._tasks = tasks
-            stages = [tasks.create_task(self._settler.confirm()), tasks.create_task(self._settler.settle())]
-            self._workers.start(tasks)
-            await tasks.create_task(self._receive_all())
-            await self._drain()
-            self._workers.cancel()
-            for stage in stages:
-                stage.cancel()
-            await self._forgive()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                self._tasks = tasks
+                stages = [tasks.create_task(self._settler.confirm()), tasks.create_task(self._settler.settle())]
+                self._workers.start(tasks)
+                await tasks.create_task(self._receive_all())
+                await self._drain()
+                self._workers.cancel()
+                for stage in stages:
+                    stage.cancel()
+        finally:
+            left = [work for work in self._schedule.of(None) if not work.gone]
+            await self._settler.let_go(left, self._records.forget)
 
     def stop(self) -> None:
         """Take in nothing more; `run` returns when what is running has been settled, or at the end of the grace."""
         self._stopping.set()
         self._intake.interrupt()
+        self._outage.stop()
         self._workers.hurry()
 
     @property
@@ -152,12 +156,6 @@ class Consumer:
                     await self._changed.wait()
             except TimeoutError:
                 self._settler.release([work.delivery for work in self._schedule.withdraw()])
-
-    async def _forgive(self) -> None:
-        """A suspect that we stopped ourselves has not killed anybody: its start does not count."""
-        for work in self._schedule.of(None):
-            if work.started:
-                await self._records.forget(work)
 
     # --- intake -----------------------------------------------------------------------------------------------
 
@@ -190,6 +188,8 @@ class Consumer:
                 await self._lane_event(item)
                 continue
             if epochs.get(item.lane) != item.epoch and self._fencing:
+                if self._stopping.is_set():  # it was not adopted in time
+                    self._settler.release([item])
                 continue  # a lane that was fenced or lost meanwhile: its next owner gets this one
             key = item.message.key
             works.append(Work(item, (item.lane, key) if ordered and key is not None else None))
@@ -206,6 +206,9 @@ class Consumer:
             except StoreUnavailable as error:
                 self._outage.begin(error)
                 await self._outage.over()
+                if self._stopping.is_set():
+                    self._settler.release([work.delivery for work in works])
+                    return
         for work in skipped:
             self._notes.note("skipped", work)
             self._settler.ack(work)
@@ -245,6 +248,8 @@ class Consumer:
             except StoreUnavailable as error:
                 self._outage.begin(error)
                 await self._outage.over()
+                if self._stopping.is_set():
+                    return
         self._epochs[lane] = epoch
 
     # --- what the workers ask ---------------------------------------------------------------------------------

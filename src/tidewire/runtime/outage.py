@@ -25,6 +25,7 @@ class Outage:
         self._ended = ended
         self._in_a_row = 0
         self._over = asyncio.Event()
+        self._stopped = False
 
     def begin(self, error: BaseException) -> None:
         """Pause, unless paused already; it ends by itself, and the next thing that runs finds out whether it is up.
@@ -48,9 +49,14 @@ class Outage:
         """Everything works: the next outage starts with the shortest delay."""
         self._in_a_row = 0
 
+    def stop(self) -> None:
+        """Let nobody wait for the end any more."""
+        self._stopped = True
+        self._over.set()
+
     async def over(self) -> None:
-        """Return when nothing is known to be down."""
-        while self.paused:
+        """Return when nothing is known to be down, or after `stop`."""
+        while self.paused and not self._stopped:
             await self._over.wait()
 
     def _end(self) -> None:

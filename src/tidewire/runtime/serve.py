@@ -261,18 +261,20 @@ async def _live(
             except Exception as error:
                 raised = error
             app.stop()
+            loop = asyncio.get_running_loop()
+            deadline = loop.time() + options.grace.total_seconds()
             for timer in timers:
                 timer.stop()
             if consuming:
                 await asyncio.wait(consuming)
             if recurring:
-                _, late = await asyncio.wait(recurring, timeout=options.grace.total_seconds())
+                _, late = await asyncio.wait(recurring, timeout=max(0.0, deadline - loop.time()))
                 for task in late:
                     task.cancel()
             if relay is not None and relaying is not None:
                 relay.stop()
                 await asyncio.wait([relaying])
-                await relay.flush(options.grace)
+                await relay.flush(timedelta(seconds=max(0.0, deadline - loop.time())))
             _logger.info("tidewire.service.drained", extra={"service": app.service.name})
     except BaseExceptionGroup as group:
         raise first_error(group) from None

@@ -6,14 +6,17 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Protocol, TypeVar
 
 from tidewire.errors import (
     AlreadyMarked,
     LaneFenced,
+    StoreError,
     StoreRefused,
     StoreUnavailable,
     TransactionLost,
+    TransportError,
     TransportUnavailable,
 )
 from tidewire.model import Delivery, Message, Move, Release, Settlement
@@ -25,6 +28,7 @@ __all__ = ["Settler"]
 T = TypeVar("T")
 _BATCH_MAX = 1_024
 _PAUSE_FIRST, _PAUSE_MAX = 0.05, 5.0
+_LET_GO_MAX = 2.0
 _logger = logging.getLogger("tidewire.consumer")
 
 
@@ -142,6 +146,20 @@ class Settler:
                 pause = min(pause * 2, _PAUSE_MAX)
             if self._queued:
                 self._to_settle.set()
+
+    async def let_go(self, works: Sequence[Work], forget: Callable[[Work], Awaitable[None]]) -> None:
+        """Give back, uncounted, what was cut off: both stages and the handlers have ended, nobody else settles it.
+
+        A suspect among it has not killed anybody: its start does not count. What cannot be done in time is done by
+        the end of the lease.
+        """
+        with suppress(TimeoutError, TransportError, StoreError):
+            async with asyncio.timeout(_LET_GO_MAX):
+                if works:
+                    await self._receiver.settle(release=[Release(work.delivery, counted=False) for work in works])
+                for work in works:
+                    if work.started:
+                        await forget(work)
 
     async def _settle_batch(self) -> bool:
         """Settle up to a batch and drop it from the queues; False if a move failed and is still queued."""

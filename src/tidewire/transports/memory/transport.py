@@ -117,12 +117,10 @@ class MemoryTransport:
         self._receivers.append(receiver)
         try:
             yield receiver
+            await receiver.drain()  # who was cut off by an error or a cancel settles nothing more
         finally:
-            try:
-                await receiver.drain()
-            finally:
-                receiver.leave()
-                self._receivers.remove(receiver)
+            receiver.leave()
+            self._receivers.remove(receiver)
 
     async def topics(self) -> Sequence[TopicInfo]:
         """Return every topic, by name."""

@@ -37,9 +37,10 @@ async def joined(
             balancing = tasks.create_task(membership.balance())
             try:
                 yield receiver
+                balancing.cancel()
+                await membership.wait_for_settles()  # who was cut off by an error or a cancel settles nothing more
             finally:
                 balancing.cancel()
-                await membership.wait_for_settles()
     except BaseExceptionGroup as group:
         raise first_error(group) from None
     finally:

@@ -1,0 +1,184 @@
+"""Stops: drained within one grace, at once at the second signal, and with nothing spent."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runtime_doubles import Proxy
+from runtime_world import Opened, OrderPlaced
+
+from tidewire import Context, Options, Service
+from tidewire.config import open_transport
+from tidewire.errors import StoreUnavailable
+from tidewire.model import Delivery
+
+SLOW = """
+import asyncio, pathlib, time
+from tidewire import Context, Service, event
+
+@event("shop.order.placed", key="order_id")
+class OrderPlaced:
+    order_id: str
+
+quick, stubborn = Service("slow"), Service("slow")
+
+@quick.on(OrderPlaced, name="take")
+async def take(order: OrderPlaced, context: Context) -> None:
+    pathlib.Path("started").touch()
+    await asyncio.sleep(120)
+
+@stubborn.on(OrderPlaced, name="take")
+def block(order: OrderPlaced) -> None:
+    pathlib.Path("started").touch()
+    time.sleep(120)
+"""
+PUBLISH = """
+import asyncio
+from tidewire import open_publisher
+from tidewire.config import open_transport
+from twslow import OrderPlaced
+
+async def main():
+    async with open_transport("sqlite:///broker.db") as broker, open_publisher("shop", transport=broker) as publisher:
+        await publisher.publish_all([OrderPlaced(order_id=str(number)) for number in range(3)])
+
+asyncio.run(main())
+"""
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """A function that starts a service of ``twslow`` and returns when it is in a handler."""
+    (tmp_path / "twslow.py").write_text(SLOW)
+    begun: list[subprocess.Popen[str]] = []
+
+    def run(name: str, *, grace: float) -> subprocess.Popen[str]:
+        options = ["--broker", "sqlite:///broker.db", "--store", "sqlite:///store.db", "--grace", str(grace)]
+        command = [sys.executable, "-m", "tidewire.cli", "run", f"twslow:{name}", "--provision", *options]
+        process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL, text=True)
+        begun.append(process)
+        subprocess.run([sys.executable, "-c", PUBLISH], cwd=tmp_path, check=True, timeout=60)
+        until(lambda: (tmp_path / "started").exists())
+        return process
+
+    yield run
+    for process in begun:
+        process.kill()
+        process.communicate()
+
+
+def until(true: Callable[[], object]) -> None:
+    """Wait, for 30 s at most, until *true* holds."""
+    deadline = time.monotonic() + 30
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def what_comes_back(directory: Path) -> list[tuple[str, int, bool]]:
+    """What the next member of the group is given: id, attempt, whether it is a suspect."""
+    from tidewire.model import Subscription
+
+    async def look() -> list[tuple[str, int, bool]]:
+        found: list[Delivery] = []
+        async with (
+            open_transport(f"sqlite:////{directory}/broker.db") as broker,
+            broker.subscribe(Subscription("slow", ["shop.order"], "next", "key", grace=timedelta(0))) as receiver,
+        ):
+            async with asyncio.timeout(10):
+                while len(found) < 3:
+                    items = await receiver.receive(10, timedelta(seconds=1))
+                    found += [item for item in items if isinstance(item, Delivery)]
+        return [(one.message.key or "", one.attempt, one.suspect) for one in found]
+
+    return sorted(asyncio.run(look()))
+
+
+UNTOUCHED = [("0", 1, False), ("1", 1, False), ("2", 1, False)]
+
+
+@pytest.mark.parametrize("name", ["quick", "stubborn"])
+def test_sigterm_ends_within_one_grace(start: Start, tmp_path: Path, name: str) -> None:
+    """A handler that does not end is cut off after the grace, and its thread left behind; nothing is spent."""
+    process = start(name, grace=1.5)
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    assert 0 == process.wait(timeout=30)
+    assert 1.4 < time.monotonic() - began < 4.0
+    assert UNTOUCHED == what_comes_back(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["quick", "stubborn"])
+def test_the_second_sigterm_ends_at_once(start: Start, tmp_path: Path, name: str) -> None:
+    """Two signals in a row do not wait for any grace, and spend nothing either."""
+    process = start(name, grace=60)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.3)  # two signals at the same moment are one
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    assert 0 == process.wait(timeout=30)
+    assert time.monotonic() - began < 5.0
+    assert UNTOUCHED == what_comes_back(tmp_path)
+
+
+@pytest.mark.parametrize("part", ["inbox", "lanes"])
+def test_a_stop_does_not_wait_for_a_store_that_is_down(opened: Opened, part: str) -> None:
+    """Taking events in and taking lanes over both wait for the store; a stop ends that wait."""
+    service, asked = Service("billing"), asyncio.Event()
+
+    @service.on(OrderPlaced)
+    async def take(order: OrderPlaced) -> None:
+        return None
+
+    async def down(*arguments: Any) -> Any:
+        asked.set()
+        raise StoreUnavailable("the database does not answer")
+
+    async def scenario() -> None:
+        async with opened() as world:
+            broken = Proxy(world.store.inbox, known=down) if part == "inbox" else Proxy(world.store.lanes, adopt=down)
+            world.store = Proxy(world.store, **{part: broken})
+            world.options = Options(lease=timedelta(seconds=1), grace=timedelta(seconds=20), lanes=4)
+            async with world.running(service) as app:
+                await app.publisher.publish(OrderPlaced("1"))
+                await asked.wait()
+                stopped = asyncio.get_running_loop().time()
+            assert asyncio.get_running_loop().time() - stopped < 3.0
+            stats = await world.transport.stats("shop.order", "billing")
+            assert 1 == stats.ready
+
+    asyncio.run(scenario())
+
+
+def test_what_is_cut_off_is_given_back_before_the_service_has_ended(opened: Opened) -> None:
+    """The next member gets it as soon as the grace is over: neither a second grace nor a lease is waited for."""
+    service, started = Service("billing"), asyncio.Event()
+
+    @service.on(OrderPlaced)
+    async def take(order: OrderPlaced, context: Context) -> None:
+        started.set()
+        await asyncio.sleep(120)
+
+    async def scenario() -> None:
+        async with opened() as world:
+            world.options = Options(lease=timedelta(seconds=30), grace=timedelta(seconds=1), lanes=4)
+            loop = asyncio.get_running_loop()
+            async with world.running(service) as app:
+                await app.publisher.publish_all([OrderPlaced("1"), OrderPlaced("2")])
+                await started.wait()
+                began = loop.time()
+            assert loop.time() - began < 1.9
+            stats = await world.transport.stats("shop.order", "billing")
+            assert (2, 0) == (stats.ready, stats.in_flight)
+
+    asyncio.run(scenario())
