@@ -6,6 +6,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from source_tree import ROOT
 
@@ -88,6 +91,17 @@ def pages() -> list[Page]:
 def page(name: str) -> Page:
     """Return one page by its path from the root."""
     return _page(ROOT / name)
+
+
+def navigation() -> list[str]:
+    """Return the pages that the site's navigation names, in order, by their path from ``docs/``."""
+    return _named(yaml.safe_load((ROOT / "mkdocs.yml").read_text("utf-8"))["nav"])
+
+
+def _named(part: Any) -> list[str]:
+    if isinstance(part, str):
+        return [part]
+    return [name for entry in (part.values() if isinstance(part, dict) else part) for name in _named(entry)]
 
 
 def _page(path: Path) -> Page:

@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 import tidewire.errors
-from doc_pages import Block, Page, page, pages
+from doc_pages import Block, Page, navigation, page, pages
 from source_tree import ROOT, python_files, sources
 from tidewire.cli.main import COMMANDS
 from tidewire.config import Settings
@@ -146,11 +146,15 @@ def all_blocks(language: str) -> list[Block]:
 
 
 def with_python() -> list[Page]:
-    """Return the pages that hold Python snippets; decision records show history and are not run."""
+    """Return the pages that hold Python snippets and are on their own.
+
+    Decision records show history and are not run; the steps of the tutorial run together, in ``test_tutorial.py``.
+    """
     return [
         each
         for each in pages()
-        if not each.name.startswith("docs/adr/") and any(block.language == "python" for block in each.blocks)
+        if not each.name.startswith(("docs/adr/", "docs/tutorial/"))
+        and any(block.language == "python" for block in each.blocks)
     ]
 
 
@@ -162,6 +166,10 @@ def test_every_snippet_runs(each: Page, tmp_path: Path) -> None:
     """Every Python block of a page runs, in order, in a fresh project and a process of its own."""
     ran = run_blocks(each.name, [block for block in each.blocks if block.language == "python"], tmp_path)
     assert (0, "") == (ran.returncode, ran.stderr)
+    if any(Path(block.file_name).name.startswith("test_") for block in each.blocks):
+        tested = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:asyncio", "."]
+        tests = subprocess.run(tested, capture_output=True, text=True, cwd=tmp_path, timeout=120, check=False)
+        assert 0 == tests.returncode, tests.stdout
 
 
 def test_every_command_exists() -> None:
@@ -222,6 +230,14 @@ def test_every_page_can_be_reached() -> None:
         waiting += [(here.parent / link.partition("#")[0]).resolve() for link in links if link.partition("#")[0]]
     everything = {ROOT / each.name for each in pages() if each.name.startswith("docs/")}
     assert [] == sorted(path.name for path in everything - reached)
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    """Each page has one place in the site's navigation; decision records are reached from their index."""
+    written = {each.name.removeprefix("docs/") for each in pages() if each.name.startswith("docs/")}
+    listed = navigation()
+    assert len(set(listed)) == len(listed)
+    assert set(listed) == {name for name in written if not re.match(r"adr/(?!README)", name)}
 
 
 # --- completeness ---------------------------------------------------------------------------------------------

@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
-import yaml
 
 import tidewire
 from built_site import CSS_LOAD, FAR, Site, WebPage, build_site
-from doc_pages import pages
-from source_tree import ROOT
+from doc_pages import navigation, pages
 
 # Far scripts that the theme's own script names for features we do not use, each with the class that would call for
 # it. No page may have one of these classes; were there one, the page's policy would refuse the load.
@@ -35,8 +32,6 @@ NAMES = (
     "https://fontawesome.com",
     "https://zensical.org/",
 )
-# History and its template are reached from their index, not from the navigation.
-NOT_IN_NAVIGATION = re.compile(r"adr/(?!README)")
 
 
 @pytest.fixture(scope="module")
@@ -68,18 +63,6 @@ def broken_links(built: list[WebPage], root: Path) -> list[str]:
             elif parts.fragment and name in anchors and unquote(parts.fragment) not in anchors[name] | {"__top"}:
                 wrong.append(f"{page.name}: {link} has no such anchor")
     return wrong
-
-
-def navigation(part: Any) -> list[str]:
-    """Return the pages that the navigation of ``mkdocs.yml`` names, in order."""
-    if isinstance(part, str):
-        return [part]
-    return [name for entry in (part.values() if isinstance(part, dict) else part) for name in navigation(entry)]
-
-
-def navigated() -> list[str]:
-    """Return the pages of the navigation."""
-    return navigation(yaml.safe_load((ROOT / "mkdocs.yml").read_text("utf-8"))["nav"])
 
 
 def test_the_site_builds_in_strict_mode_without_a_network(site: Site) -> None:
@@ -125,19 +108,11 @@ def test_no_link_of_the_site_is_broken(site: Site) -> None:
     assert [] == broken_links(site.pages, site.root)
 
 
-def test_every_page_is_in_the_navigation() -> None:
-    """Each page of the docs has one place in the navigation."""
-    written = {page.name.removeprefix("docs/") for page in pages() if page.name.startswith("docs/")}
-    listed = navigated()
-    assert len(set(listed)) == len(listed)
-    assert set(listed) == {name for name in written if not NOT_IN_NAVIGATION.match(name)}
-
-
 def test_the_search_knows_every_page(site: Site) -> None:
     """The search index comes with the site, as a script that works without a server, and has every page."""
     index = json.loads((site.root / "search.js").read_text("utf-8").removeprefix("var __index = ").rstrip(";\n"))
     found = {item["location"].partition("#")[0] for item in index["items"]}
-    wanted = {re.sub(r"(README|index)\.md$", "index.md", name)[:-3] + ".html" for name in navigated()}
+    wanted = {re.sub(r"(README|index)\.md$", "index.md", name)[:-3] + ".html" for name in navigation()}
     assert set() == wanted - found
 
 
