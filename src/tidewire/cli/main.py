@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "bench": ("tidewire.cli.bench", "how fast this broker is, here and now"),
     "check": ("tidewire.cli.check", "what is promised to every subscription; unsafe settings are refused"),
     "demo": ("tidewire.cli.demo.command", "a shop of five services, killed on the way, and books that balance"),
+    "describe": ("tidewire.cli.describe", "handlers, events in and out, retries in words; opens nothing"),
     "dlq": ("tidewire.cli.dlq", "dead letters: list, show, redrive, mend, discard"),
     "find": ("tidewire.cli.find:find", "where an event is, by its id, and how far each group is with it"),
     "groups": ("tidewire.cli.groups", "who reads what, how far behind, and who owns which lane"),

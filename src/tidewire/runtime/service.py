@@ -93,6 +93,7 @@ class Service:
         self.handlers: list[Handler] = []
         self.recurring: list[Recurring] = []
         self.upcasts: list[Upcast] = []
+        self.lifespan_name = ""
         self._lifespan: Callable[[Service], AbstractAsyncContextManager[Resources]] | None = None
 
     def __repr__(self) -> str:
@@ -211,6 +212,7 @@ class Service:
         if self._lifespan is not None:
             raise ConfigurationError(f"{self.name}: it has a lifespan already", hint="open both things in one")
         self._lifespan = asynccontextmanager(function)
+        self.lifespan_name = getattr(function, "__qualname__", repr(function))
         return function
 
     def open_resources(self) -> AbstractAsyncContextManager[Resources]:
