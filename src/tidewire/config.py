@@ -20,10 +20,13 @@ import msgspec
 
 from tidewire.errors import ConfigurationError, StoreRefused, TransportRefused
 from tidewire.protocols import BrokerLook, Clock, Store, StoreLook, Transport
+from tidewire.rules.findings import Section
 
 __all__ = [
     "Settings",
     "broker_of_tests",
+    "examine_broker",
+    "examine_store",
     "look_at_broker",
     "look_at_store",
     "masked",
@@ -150,6 +153,30 @@ def open_store(
     from tidewire.stores.sqlite import open_sqlite_store
 
     return open_sqlite_store(path, clock=clock, poll=poll)
+
+
+def examine_broker(url: str, section: Section, *, now_us: int, full: bool) -> bool:
+    """Look at where the broker at *url* lies, note it in *section*, and say whether it can be looked at. Blocks.
+
+    Raises:
+        ConfigurationError: as `open_transport`.
+    """
+    if _scheme(url, "broker") != "sqlite":
+        return True
+    from tidewire.kit.sqlite_health import examine_file
+    from tidewire.transports.sqlite.schema import BROKER
+
+    return examine_file(_path(url, "broker"), BROKER, section=section, now_us=now_us, full=full)
+
+
+def examine_store(url: str, section: Section, *, now_us: int, full: bool) -> bool:
+    """Look at where the store at *url* lies, as `examine_broker` does."""
+    if _scheme(url, "store") != "sqlite":
+        return True
+    from tidewire.kit.sqlite_health import examine_file
+    from tidewire.stores.sqlite.schema import STORE
+
+    return examine_file(_path(url, "store"), STORE, section=section, now_us=now_us, full=full)
 
 
 def broker_of_tests() -> str:

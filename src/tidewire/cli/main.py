@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("tidewire.cli.demo.command", "a shop of five services, killed on the way, and books that balance"),
     "describe": ("tidewire.cli.describe", "handlers, events in and out, retries in words; opens nothing"),
     "dlq": ("tidewire.cli.dlq", "dead letters: list, show, redrive, mend, discard"),
+    "doctor": ("tidewire.cli.doctor", "what is wrong with this environment, its broker and store, each with the fix"),
     "find": ("tidewire.cli.find:find", "where an event is, by its id, and how far each group is with it"),
     "groups": ("tidewire.cli.groups", "who reads what, how far behind, and who owns which lane"),
     "new": ("tidewire.cli.new", "a project that runs and passes its own tests at once"),

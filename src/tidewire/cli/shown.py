@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from tidewire.clock import moment
-from tidewire.rules.guarantees import Finding
+from tidewire.rules.findings import Finding
 
 __all__ = ["Progress", "age", "emit", "emit_line", "print_findings", "print_points", "size", "stamp", "table"]
 

@@ -233,7 +233,8 @@ def open_sqlite_file(path: Path | str, kind: FileKind, *, quick_check_bytes: int
 
 def look_into(path: Path | str, kind: FileKind, *, read: Callable[[sqlite3.Connection], T]) -> T:
     """Return what *read* finds in the file of *kind* at *path*, and change nothing: no lock file is made, no log, no
-    migration. What others commit meanwhile may be seen or not; *read* may be called more than once. Blocks.
+    migration; of a file in use, a reader stands in SQLite's shared memory meanwhile. What others commit may be seen
+    or not; *read* may be called more than once. Blocks.
 
     Raises:
         The *unavailable* error of *kind*: the file is not there, or changed all the time.

@@ -9,8 +9,9 @@ import msgspec
 from tidewire.config import Settings, look_at_broker, look_at_store, masked
 from tidewire.errors import StoreRefused, StoreUnavailable, TransportRefused, TransportUnavailable
 from tidewire.model import Change, GroupSpec, TopicInfo
+from tidewire.rules.findings import Finding
 from tidewire.rules.functions import returned_events
-from tidewire.rules.guarantees import Finding, Guarantee, Terms, judge
+from tidewire.rules.guarantees import Guarantee, Terms, judge
 from tidewire.rules.topology import wanted_topics
 from tidewire.runtime.service import Service
 

@@ -30,8 +30,8 @@ class DescribedEvent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DescribedHandler(msgspec.Struct, frozen=True, kw_only=True):
-    """A handler as it was registered; *waits_s* are ceilings. *on_dead_letter* ``default`` is ``hold_key`` with a store,
-    and has to be said without."""
+    """A handler as it was registered; *waits_s* are ceilings. *on_dead_letter* ``default`` is ``hold_key`` with a
+    store, and has to be said without."""
 
     name: str
     event: DescribedEvent

@@ -14,12 +14,12 @@ import msgspec
 
 from tidewire.model import ZERO, Capabilities
 from tidewire.rules.events import EventType
+from tidewire.rules.findings import Finding
 from tidewire.rules.functions import reads_tx, returned_events
 from tidewire.rules.letters import DEDUP_WINDOW
 from tidewire.rules.retry import Retry, delay_ceiling
 
 __all__ = [
-    "Finding",
     "Guarantee",
     "Judgement",
     "OnDeadLetter",
@@ -40,21 +40,6 @@ _Problem: TypeAlias = tuple[str, str, str]  # code, what, fix
 
 _SHORT_LEASE = timedelta(seconds=5)
 _SHARE_OF_WINDOW = 0.75
-
-
-class Finding(msgspec.Struct, frozen=True, kw_only=True):
-    """Something to know or to mend: *code* is stable, *where* names the place, *fix* says what to do."""
-
-    level: Literal["error", "warning"]
-    code: str
-    where: str
-    what: str
-    fix: str
-
-    @property
-    def text(self) -> str:
-        """The finding in one line."""
-        return f"{self.where}: {self.what}; {self.fix}"
 
 
 class Registered(Protocol):
