@@ -128,13 +128,18 @@ class SqliteFile:
         """Note a commit of about *size* bytes; after 4 MiB copy the log into the file. Inside the turn.
 
         The size is a guess, so a log that has outgrown what SQLite keeps of it by as much is copied as well.
+        Never raises: the commit stands, whatever becomes of the copy. A sync that fails in it is remembered.
         """
         self._written += size
         log_size = self._size_of_log()
         self._log_size = min(self._log_size, log_size)
         if self._written >= _LOG_BYTES or log_size >= max(self._log_size, _LOG_BYTES) + _LOG_BYTES:
             self._written = 0
-            connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+            try:
+                connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+            except sqlite3.Error as error:
+                fields = {"file": self.what, "error_type": type(self.typed(error)).__name__}
+                _log.warning("tidewire.sqlite.checkpoint", extra=fields)
             self._log_size = log_size
 
     def _size_of_log(self) -> int:

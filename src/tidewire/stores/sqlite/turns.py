@@ -255,10 +255,7 @@ class Turns:
                     if self.connection.in_transaction:
                         self.connection.execute("ROLLBACK")
                     raise
-            try:
-                self.file.committed(self.connection, size=turns * _ROW_BYTES)
-            except sqlite3.Error as error:  # the commit stands; the log is copied another time
-                _logger.warning("tidewire.store.checkpoint", extra={"error_type": type(error).__name__})
+            self.file.committed(self.connection, size=turns * _ROW_BYTES)
         finally:
             self.file.turn.release()
 

@@ -7,6 +7,7 @@ of them fails, the transaction is rolled back and each runs again alone, so that
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sqlite3
 import threading
@@ -15,7 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
 
-from tidewire.errors import TransportClosed, TransportUnavailable
+from tidewire.errors import TransportClosed, TransportError, TransportRefused, TransportUnavailable
 from tidewire.kit.sqlite_errors import is_full
 from tidewire.kit.sqlite_file import SqliteFile
 
@@ -24,9 +25,11 @@ __all__ = ["Writer"]
 T = TypeVar("T")
 Job = Callable[[sqlite3.Connection], Any]
 Committed = Callable[[set[int], set[int]], None]
+_logger = logging.getLogger("tidewire.sqlite")
 _JOBS_MAX = 4_096
 _ROWS_BYTES = 2_048
 _RESERVE_BYTES = 1 << 20
+_LOOK_AT_RESERVE_EVERY = 1.0
 
 
 class Entry(NamedTuple):
@@ -48,13 +51,15 @@ class Writer:
         self._queue: deque[Entry] = deque()
         self._wanted = threading.Event()
         self._closing = False
+        self._broken: TransportRefused | None = None
         self._periodic: dict[object, tuple[float, Job]] = {}
         self._due: dict[object, float] = {}
         self.topics: set[int] = set()
         self.subs: set[int] = set()
         self._reserve = f"{file.path}-reserve"
+        self._look_at_reserve_at = self._loop.time() + _LOOK_AT_RESERVE_EVERY
         self._keep_reserve()
-        self._thread = threading.Thread(target=self._run, name="tidewire-broker", daemon=True)
+        self._thread = threading.Thread(target=self._live, name="tidewire-broker", daemon=True)
         self._thread.start()
 
     async def submit(self, job: Callable[[sqlite3.Connection], T], *, vital: bool = False) -> T:
@@ -62,6 +67,7 @@ class Writer:
 
         Raises:
             TransportUnavailable: the file cannot be written now; the job has no effect.
+            TransportRefused: the file cannot be written any more; neither can it later.
             TransportClosed: after `close`, or in a forked child.
         """
         self.file.check_usable()
@@ -73,6 +79,8 @@ class Writer:
         self._queue.append(Entry(job, future, vital))
         if not self._wanted.is_set():
             self._wanted.set()
+        if self._broken is not None:
+            self._fail_all()
         return await future
 
     def every(self, owner: object, seconds: float, job: Job) -> None:
@@ -92,6 +100,25 @@ class Writer:
 
     # --- on the writer thread -----------------------------------------------------------------------------------
 
+    def _live(self) -> None:
+        """Work until `close`. What ends this before, everybody hears of, and nobody waits for a dead thread."""
+        try:
+            self._run()
+        except Exception as error:
+            self._broken = _as_refused(error, self.file.what)
+            _logger.error("tidewire.sqlite.writer_broken", extra={"file": self.file.what}, exc_info=error)
+            with suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._fail_all)
+        with suppress(TransportError):
+            self.file.close_connection(self._connection)
+
+    def _fail_all(self) -> None:
+        """On the event loop: give everybody who waits the error that ended the thread."""
+        while self._queue:
+            entry = self._queue.popleft()
+            if not entry.future.done():
+                entry.future.set_exception(self._broken or TransportClosed(f"{self.file.what} is closed"))
+
     def _run(self) -> None:
         while True:
             self._wanted.wait(self._rest())
@@ -102,8 +129,6 @@ class Writer:
             self._run_periodic()
             if self._closing and not self._queue:
                 break
-        with suppress(TransportUnavailable):
-            self.file.close_connection(self._connection)
 
     def _rest(self) -> float:
         if self._queue:
@@ -119,13 +144,19 @@ class Writer:
                     self._transaction([job])
         for owner in [owner for owner in self._due if owner not in self._periodic]:
             del self._due[owner]
+        if now >= self._look_at_reserve_at:
+            self._look_at_reserve_at = now + _LOOK_AT_RESERVE_EVERY
+            self._lay_reserve_in_again()
 
     def _commit(self, batch: Sequence[Entry]) -> None:
         try:
             results: list[Any] = self._transaction([entry.job for entry in batch])
         except Exception as error:
             results = [error] if len(batch) == 1 else [TransportUnavailable("not run")] * len(batch)
-            if len(batch) > 1 or (batch[0].vital and is_full(error.__cause__)):
+            if isinstance(error, TransportUnavailable) and error.__cause__ is None:
+                # The turn did not come: each alone would wait for it as long.
+                results = [error] * len(batch)
+            elif len(batch) > 1 or (batch[0].vital and is_full(error.__cause__)):
                 results = [self._alone(entry) for entry in batch]
         # One wake-up of the loop for the whole batch.
         with suppress(RuntimeError):
@@ -174,6 +205,17 @@ class Writer:
         finally:
             os.close(descriptor)
 
+    def _lay_reserve_in_again(self) -> None:
+        """Make it whole again, whoever has spent it, once there is room for a few of its size."""
+        try:
+            if os.stat(self._reserve).st_size >= _RESERVE_BYTES:
+                return
+            disk = os.statvfs(self._reserve)
+        except OSError:
+            return
+        if disk.f_bavail * disk.f_frsize >= 3 * _RESERVE_BYTES:
+            self._keep_reserve()
+
     def _spend_reserve(self) -> bool:
         try:
             os.truncate(self._reserve, 0)
@@ -190,3 +232,9 @@ def _deliver(batch: Sequence[Entry], results: Sequence[Any]) -> None:
             entry.future.set_exception(result)
         else:
             entry.future.set_result(result)
+
+
+def _as_refused(error: Exception, what: str) -> TransportRefused:
+    if isinstance(error, TransportRefused):
+        return error
+    return TransportRefused(f"{what}: its writer ended with {type(error).__name__}: {error}")

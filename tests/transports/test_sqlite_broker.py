@@ -1,0 +1,278 @@
+"""What is special to the embedded broker: full disks, locks, other programs' files, and a writer that cannot go on."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tidewire.errors import TransportRefused, TransportUnavailable
+from tidewire.kit.mounts import file_system, is_network
+from tidewire.kit.sqlite_errors import old_version
+from tidewire.model import GroupSpec, Message, Topic, TopicSpec
+from tidewire.transports.sqlite import SqliteTransport, open_sqlite_transport
+
+TOPIC = TopicSpec("shop.order", lanes=2)
+
+
+def message(number: int) -> Message:
+    return Message(Topic("shop.order"), f"id-{number}", "shop", "k", {}, b"{}")
+
+
+def run(path: Path, test: Callable[[SqliteTransport], Awaitable[None]]) -> None:
+    """Run *test* on a broker in *path* with one topic and one group."""
+
+    async def scenario() -> None:
+        async with open_sqlite_transport(path) as broker:
+            await broker.provision([TOPIC], [GroupSpec("billing", ["shop.order"])])
+            await test(broker)
+
+    asyncio.run(scenario())
+
+
+def test_a_writer_that_cannot_go_on_tells_everybody(tmp_path: Path) -> None:
+    """What its own upkeep finds out ends it with a typed error: nobody waits for a thread that is dead."""
+    path = tmp_path / "broker.db"
+
+    async def test(broker: SqliteTransport) -> None:
+        with closing(sqlite3.connect(path)) as other:
+            other.execute("DROP TABLE topic")
+        await asyncio.sleep(1.5)  # its upkeep runs twice a second
+        async with asyncio.timeout(10):
+            for number in range(2):
+                with pytest.raises(TransportRefused, match=r"broker\.db"):
+                    await broker.publish([message(number)])
+
+    run(path, test)
+
+
+def test_a_lock_of_another_program_is_waited_for(tmp_path: Path) -> None:
+    """A shell with an open transaction delays writers; the event loop and what it holds go on, nothing is lost."""
+    path = tmp_path / "broker.db"
+
+    async def test(broker: SqliteTransport) -> None:
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            publishing = asyncio.ensure_future(broker.publish([message(1)]))
+            await asyncio.sleep(0.3)
+            assert not publishing.done()
+            other.execute("ROLLBACK")
+            (receipt,) = await publishing
+        assert receipt.ok
+
+    run(path, test)
+
+
+def test_a_file_of_another_program_is_refused_and_not_changed(tmp_path: Path) -> None:
+    """Whatever it is: a database of somebody else's, a text, a folder, a link."""
+    database, text, link = tmp_path / "theirs.db", tmp_path / "notes.txt", tmp_path / "link.db"
+    with closing(sqlite3.connect(database)) as theirs:
+        theirs.execute("CREATE TABLE topic (id)")
+    text.write_bytes(b"dear diary\n" * 100)
+    link.symlink_to(text)
+    before = database.read_bytes(), text.read_bytes()
+    for path in (database, text, link, tmp_path):
+        with pytest.raises(TransportRefused, match=path.name):
+            run(path, _nothing)
+    assert before == (database.read_bytes(), text.read_bytes())
+
+
+def test_a_newer_schema_is_refused_and_not_changed(tmp_path: Path) -> None:
+    """An old program does not touch the file of a newer one."""
+    path = tmp_path / "broker.db"
+    run(path, _nothing)
+    with closing(sqlite3.connect(path)) as later:
+        later.execute("PRAGMA user_version=99")
+    before = path.read_bytes()
+    with pytest.raises(TransportRefused, match="schema version 99"):
+        run(path, _nothing)
+    assert before == path.read_bytes()
+
+
+def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
+    """ST-13: cut short, or with a page of noise: it does not serve, and says what reads the rest."""
+    path = tmp_path / "broker.db"
+    run(path, _nothing)
+    whole = path.read_bytes()
+    for damaged in (whole[: len(whole) // 2], whole[:8_192] + b"\xa5" * 4_096 + whole[12_288:]):
+        path.write_bytes(damaged)
+        with pytest.raises(TransportRefused, match="damaged") as refused:
+            run(path, _nothing)
+        assert "recover" in refused.value.hint
+
+
+async def _nothing(broker: SqliteTransport) -> None:
+    return None
+
+
+MOUNTS = [
+    "overlay / overlay rw 0 0",
+    "server:/users /users nfs4 rw 0 0",
+    "/dev/sda1 /users/me/local\\040disk ext4 rw 0 0",
+    "host /mnt/c 9p rw 0 0",
+]
+
+
+@pytest.mark.parametrize(
+    ("path", "network"),
+    [
+        ("/srv/data", False),
+        ("/users/me", True),
+        ("/users/me/local disk/x", False),
+        ("/mnt/c/x", True),
+        ("/mnt/cd", False),
+    ],
+)
+def test_a_network_file_system_is_known_by_its_mount(path: str, network: bool) -> None:
+    """ST-16: the nearest mount point decides; such a place is refused, for its locks are not to be trusted."""
+    assert network == is_network(file_system(Path(path), MOUNTS))
+
+
+@pytest.mark.parametrize(
+    ("version", "warned"),
+    [("3.40.1", True), ("3.44.5", True), ("3.44.6", False), ("3.50.7", False), ("3.51.2", True), ("3.51.3", False)],
+)
+def test_an_old_sqlite_is_warned_about_by_name(version: str, warned: bool) -> None:
+    """ST-4: versions with the WAL-reset bug are told, with the extra that has it fixed; none is refused."""
+    assert warned == ("tidewire[apsw]" in old_version(tuple(map(int, version.split(".")))))
+
+
+IN_NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-ec"]
+FULL_DISK = """
+import asyncio, errno, os, sqlite3, sys
+from datetime import timedelta
+from tidewire.errors import TransportUnavailable
+from msgspec.structs import astuple
+from tidewire.model import DeadChannel, Delivery, GroupSpec, Message, Move, Subscription, Topic, TopicSpec
+from tidewire.transports.sqlite import open_sqlite_transport
+
+DIRECTORY = sys.argv[1]
+
+def fill():
+    descriptor = os.open(f"{DIRECTORY}/ballast", os.O_CREAT | os.O_WRONLY)
+    try:
+        while True:
+            os.write(descriptor, bytes(4096))
+    except OSError as error:
+        assert error.errno == errno.ENOSPC
+    finally:
+        os.close(descriptor)
+
+def message(number, size):
+    return Message(Topic("t"), f"id-{number}", "s", "k", {}, bytes(size))
+
+async def publish_until_full(broker, number):
+    for size in (1 << 14, 0):  # large ones first, then whatever still finds a place
+        while True:
+            try:
+                (receipt,) = await broker.publish([message(number, size)])
+            except TransportUnavailable as error:
+                assert "full" in error.message or "input/output" in error.message, error.message
+                fill()
+                break
+            assert receipt.ok
+            number += 1
+    return number
+
+async def main():
+    for number in range(2):
+        with open(f"{DIRECTORY}/spare-{number}", "wb") as spare:
+            spare.write(bytes(4 << 20))
+    async with open_sqlite_transport(f"{DIRECTORY}/broker.db") as broker:
+        await broker.provision([TopicSpec("t", lanes=1)], [GroupSpec("g", ["t"])])
+        async with broker.subscribe(Subscription("g", ["t"], "m", "key", prefetch=10_000)) as receiver:
+            stored = acked = 0
+            for round in range(2):  # the reserve is there for the second time as well
+                stored = await publish_until_full(broker, stored)
+                found = []
+                async with asyncio.timeout(20):
+                    while len(found) + acked < stored:
+                        items = await receiver.receive(10_000, timedelta(seconds=1))
+                        found += [item for item in items if isinstance(item, Delivery)]
+                letters = [Move(one, [Message(DeadChannel("t", "g"), *astuple(one.message)[1:])]) for one in found[:20]]
+                settled = await receiver.settle(ack=found[20:], move=letters)
+                assert {"settled"} == {one.status for one in settled}
+                acked += len(found)
+                reserve = os.stat(f"{DIRECTORY}/broker.db-reserve").st_size
+                print("reserve", reserve, "acked", acked == stored)
+                os.unlink(f"{DIRECTORY}/ballast")
+                os.unlink(f"{DIRECTORY}/spare-{round}")
+                async with asyncio.timeout(20):
+                    while os.stat(f"{DIRECTORY}/broker.db-reserve").st_size == 0:
+                        await asyncio.sleep(0.05)
+    rows = sqlite3.connect(f"{DIRECTORY}/broker.db").execute("SELECT count(*) FROM log").fetchone()[0]
+    print("kept", rows == stored)
+
+asyncio.run(main())
+"""
+
+
+def test_on_a_full_disk_publishes_are_refused_and_acks_are_not(tmp_path: Path) -> None:
+    """ST-10, ST-11: settles are written from a reserve, which is laid in again when there is room."""
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run([*IN_NAMESPACE, "true"], check=False, capture_output=True).returncode
+    ):
+        pytest.skip("not proven: a small file system needs unshare(1) with user namespaces")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    script = 'mount -t tmpfs -o size=16m tmpfs "$1"; exec "$2" -c "$3" "$1"'
+    command = [*IN_NAMESPACE, script, "sh", str(disk), sys.executable, FULL_DISK]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    expected = ["reserve 0 acked True", "reserve 0 acked True", "kept True"]
+    assert expected == done.stdout.splitlines(), done.stderr
+
+
+LIMITED = """
+import asyncio, resource, sys
+from tidewire.errors import TransportUnavailable
+from tidewire.model import Message, Topic, TopicSpec
+from tidewire.transports.sqlite import open_sqlite_transport
+
+async def main():
+    async with open_sqlite_transport(sys.argv[1]) as broker:
+        await broker.provision([TopicSpec("t", lanes=1)], [])
+        resource.setrlimit(resource.RLIMIT_FSIZE, (6 << 20, 6 << 20))
+        for number in range(1000):
+            try:
+                (receipt,) = await broker.publish([Message(Topic("t"), "", "s", None, {}, bytes(1 << 15))])
+            except TransportUnavailable:
+                return print(number)
+
+asyncio.run(main())
+"""
+
+
+def test_what_is_reported_as_stored_is_what_is_stored_when_files_may_not_grow(tmp_path: Path) -> None:
+    """ST-30: a checkpoint that fails does not turn a commit into a failure, which would be published twice."""
+    path = tmp_path / "broker.db"
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(path)], capture_output=True, text=True, timeout=60, check=False
+    )
+    stored = int(done.stdout or -1)
+    assert 100 < stored < 1000, done.stderr
+    with closing(sqlite3.connect(path)) as connection:
+        assert (stored,) == connection.execute("SELECT count(*) FROM log").fetchone()
+
+
+def test_a_locked_up_file_is_unavailable_and_not_a_hang(tmp_path: Path) -> None:
+    """A file that another program keeps locked for long is an outage with a name, and the broker goes on after it."""
+    path = tmp_path / "broker.db"
+
+    async def test(broker: SqliteTransport) -> None:
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN EXCLUSIVE")
+            with pytest.raises(TransportUnavailable, match="locked by another program"):
+                await broker.publish([message(1)])
+            other.execute("ROLLBACK")
+        (receipt,) = await broker.publish([message(1)])
+        assert receipt.ok
+
+    run(path, test)
