@@ -342,6 +342,7 @@ class Consumer:
         now = self._loop.time()
         seconds = outcome.delay.total_seconds()
         if work.key is None:
+            await self._records.forget(work)  # a suspect's start has ended; its failures travel in the header
             self._postpone(work, self._due_after(outcome.delay))
             return
         work.held_since = work.held_since or now

@@ -46,8 +46,16 @@ class Records:
         """
         if work.held_row:
             await self._holds.free(work)
-        if work.stored:
+        if work.stored or await self._left_behind(work):
             await self.forget(work)
+
+    async def _left_behind(self, work: Work) -> bool:
+        """Whether an earlier life has left something: it died between the commit and this, or moved the event."""
+        message = work.delivery.message
+        if self._store is None or not message.id or not (work.delivery.suspect or work.failure is not None):
+            return False
+        work.stored = await self._store.attempts.get(self._group, message.source, message.id) is not None
+        return work.stored
 
     async def forget(self, work: Work) -> None:
         """Drop its starts and failures. A row that cannot be dropped now is one too many; nothing depends on it."""
