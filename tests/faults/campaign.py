@@ -36,6 +36,7 @@ class Campaign(NamedTuple):
 
 CAMPAIGNS = {
     "power-loss": Campaign("power_loss", "power-loss states", 100_000),
+    "kills": Campaign("kills", "kills", 10_000),
 }
 
 
