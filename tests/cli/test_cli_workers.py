@@ -15,7 +15,8 @@ import pytest
 PARENT = """
 import asyncio, logging, sys
 from datetime import timedelta
-from tidewire.cli.workers import Patience, supervise
+from tidewire.cli.processes import Patience
+from tidewire.cli.workers import supervise
 logging.basicConfig(level="INFO", format="%(message)s")
 patience = Patience(timedelta(seconds=float(sys.argv[3])), timedelta(seconds=0.3), timedelta(milliseconds=10))
 sys.exit(asyncio.run(supervise([sys.executable, "-c", sys.argv[2]], count=int(sys.argv[1]), patience=patience)))
@@ -24,10 +25,11 @@ sys.exit(asyncio.run(supervise([sys.executable, "-c", sys.argv[2]], count=int(sy
 # A worker that drains at the first SIGTERM (it says so in a file) and stops at once at the second.
 WORKER = """
 import os, pathlib, signal, time
-from tidewire.cli.workers import follow_parent
+from datetime import timedelta
+from tidewire.cli.processes import follow_parent
 told = []
 signal.signal(signal.SIGTERM, lambda *_: told.append(1))
-follow_parent()
+follow_parent(timedelta(seconds=1))
 pathlib.Path(f"started-{os.getpid()}").touch()
 while not told:
     time.sleep(0.01)
@@ -165,3 +167,26 @@ def test_workers_end_with_a_parent_that_was_killed(start: Start, tmp_path: Path)
     parent.kill()
     until(lambda: gone(files(tmp_path, "started")), "the workers to end")
     assert files(tmp_path, "started") == files(tmp_path, "drained")
+
+
+def test_deaf_workers_do_not_outlive_a_parent_that_was_killed(start: Start, tmp_path: Path) -> None:
+    """``kill -9`` of the parent ends also those that do not drain, after their grace."""
+    parent = start(1, DEAF)
+    until(lambda: files(tmp_path, "started"), "a worker")
+    parent.kill()
+    until(lambda: gone(files(tmp_path, "started")), "the worker to end")
+
+
+def test_whoever_inherits_a_workers_pipes_holds_nobody_up(start: Start, tmp_path: Path) -> None:
+    """A worker that leaves a child behind, with its standard input open, is seen to have ended."""
+    leaves = (
+        "import os, subprocess, sys\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'], start_new_session=True)\n"
+        "open(f'left-{child.pid}', 'w').close()\nexit(2)\n"
+    )
+    parent = start(1, leaves)
+    try:
+        assert 2 == parent.wait(20)
+    finally:
+        for process in files(tmp_path, "left"):
+            os.kill(process, signal.SIGKILL)

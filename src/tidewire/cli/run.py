@@ -12,8 +12,9 @@ from collections.abc import Sequence
 
 from tidewire.cli.exits import OK, CommandParser
 from tidewire.cli.logs import set_up_logs
+from tidewire.cli.processes import Patience, follow_parent
 from tidewire.cli.target import find_service
-from tidewire.cli.workers import Patience, follow_parent, supervise
+from tidewire.cli.workers import supervise
 from tidewire.config import Settings, settings_from
 from tidewire.errors import ConfigurationError
 
@@ -47,11 +48,11 @@ def main(arguments: Sequence[str]) -> int:
         log="json" if options.json_logs else None,
     )
     set_up_logs(as_json=settings.log == "json")
+    if options.supervised:
+        follow_parent(Patience(settings.seconds("grace")).longest)
     service = find_service(options.target)
     if options.workers > 1:
         return _with_workers(arguments, options.workers, settings)
-    if options.supervised:
-        follow_parent()
     # The loop, the runtime and the adapters are loaded once it is clear that there is something to run.
     from tidewire.cli.serving import serve
 

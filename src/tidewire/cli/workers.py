@@ -1,41 +1,22 @@
-"""``tidewire run --workers N``: a parent that keeps N processes of one service running, and stops them well.
-
-Each worker is a process of its own, started afresh (never forked), in a session of its own: a Ctrl-C in the
-terminal reaches the parent alone, which then tells the workers once. A worker's standard input is a pipe that the
-parent holds open; when the parent dies, however it dies, the pipe ends and the worker drains.
-"""
+"""``tidewire run --workers N``: a parent that keeps N processes of one service running, and stops them well."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
-import threading
-from asyncio.subprocess import PIPE, Process
+from asyncio.subprocess import Process
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 
 from tidewire.cli.exits import FAILED, OK, UNAVAILABLE, USAGE
-from tidewire.clock import SystemClock
+from tidewire.cli.processes import Pack, Patience, Restarts
 
-__all__ = ["Patience", "follow_parent", "supervise"]
+__all__ = ["supervise"]
 
 _logger = logging.getLogger("tidewire.workers")
 
-_LONGEST_DELAY = timedelta(seconds=30)
-_SETTLED = timedelta(seconds=30)
 _QUICK_CRASHES_MAX = 5
-
-
-@dataclass(frozen=True)
-class Patience:
-    """How long a parent waits: for a drain, then before it kills, and before the first restart of a worker."""
-
-    grace: timedelta
-    kill_after: timedelta = timedelta(seconds=5)
-    restart_after: timedelta = timedelta(milliseconds=500)
 
 
 async def supervise(command: Sequence[str], *, count: int, patience: Patience) -> int:
@@ -65,91 +46,64 @@ async def supervise(command: Sequence[str], *, count: int, patience: Patience) -
     return crew.code
 
 
-def follow_parent() -> None:
-    """Drain when the parent that holds our standard input is gone; for a worker started by `supervise`."""
-
-    def wait() -> None:
-        while os.read(0, 4_096):  # until the pipe ends
-            continue
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=wait, name="parent", daemon=True).start()
-
-
 class _Crew:
     """The workers of one parent and what has been asked of them."""
 
     def __init__(self, command: Sequence[str], patience: Patience) -> None:
         self.code = OK
         self._command = command
-        self._patience = patience
-        self._clock = SystemClock()
-        self._stopping = asyncio.Event()
-        self._running: dict[int, Process] = {}
-        self._net: asyncio.TimerHandle | None = None
+        self._pack = Pack(patience, self._on_kill)
+        self._slots: dict[Process, int] = {}
 
     def stop(self) -> None:
-        """Pass the wish to stop on to every worker; the first time, set the net that catches a deaf one."""
-        self._stopping.set()
-        for process in self._running.values():
-            _signal(process, signal.SIGTERM)
-        if self._net is None:
-            longest = (self._patience.grace + self._patience.kill_after).total_seconds()
-            self._net = asyncio.get_running_loop().call_later(longest, self._kill)
+        """Pass the wish to stop on to every worker."""
+        self._pack.stop()
 
     def end(self) -> None:
-        """Take the net down; leave nobody behind."""
-        if self._net is not None:
-            self._net.cancel()
-        self._kill()
+        """Leave nobody behind."""
+        self._pack.close()
 
     async def keep(self, slot: int) -> None:
         """Run the worker of *slot* until all are stopped."""
-        quick = crashes = 0
-        while not self._stopping.is_set():  # until stopped
-            started = self._clock.ticks()
+        restarts = Restarts(self._pack.patience)
+        crashes = 0
+        while not self._pack.stopping.is_set():  # until stopped
+            restarts.started()
             code = await self._run_once(slot)
-            if self._stopping.is_set():
+            if self._pack.stopping.is_set():
                 # SIGTERM itself as the end: it came before or after the worker listened, so nothing was cut off.
                 self.code = self.code or (OK if code in (OK, -signal.SIGTERM) else FAILED)
                 return
-            settled = timedelta(microseconds=(self._clock.ticks() - started) // 1_000) >= _SETTLED
-            quick = 1 if settled else quick + 1
-            crashes = 0 if settled or code == UNAVAILABLE else crashes + 1
+            crashes = 0 if restarts.ended() or code == UNAVAILABLE else crashes + 1
             verdict = _verdict(code, crashes)
             _logger.error(
-                "tidewire.workers.exited", extra={"worker": slot, "code": code, "quick": quick, "again": verdict == OK}
+                "tidewire.workers.exited",
+                extra={"worker": slot, "code": code, "quick": restarts.quick, "again": verdict == OK},
             )
             if verdict != OK:
                 self.code = verdict
                 self.stop()
                 return
-            await self._pause(min(self._patience.restart_after * 2 ** min(quick - 1, 10), _LONGEST_DELAY))
+            await self._pause(restarts.delay())
 
     async def _run_once(self, slot: int) -> int:
-        process = await asyncio.create_subprocess_exec(*self._command, stdin=PIPE, start_new_session=True)
-        self._running[slot] = process
+        process = await self._pack.start(self._command)
+        self._slots[process] = slot
         _logger.info("tidewire.workers.started", extra={"worker": slot, "worker_process": process.pid})
-        # A signal that came while the process was being made has not reached it.
-        if self._stopping.is_set():
-            _signal(process, signal.SIGTERM)
         try:
-            return await process.wait()
+            return await self._pack.wait(process)
         finally:
-            _signal(process, signal.SIGKILL)
-            del self._running[slot]
+            del self._slots[process]
 
     async def _pause(self, delay: timedelta) -> None:
         try:
             async with asyncio.timeout(delay.total_seconds()):
-                await self._stopping.wait()
+                await self._pack.stopping.wait()
         except TimeoutError:
             return
 
-    def _kill(self) -> None:
-        for slot, process in self._running.items():
-            _logger.error("tidewire.workers.killed", extra={"worker": slot, "worker_process": process.pid})
-            _signal(process, signal.SIGKILL)
+    def _on_kill(self, process: Process) -> None:
+        _logger.error("tidewire.workers.killed", extra={"worker": self._slots[process], "worker_process": process.pid})
 
 
 def _verdict(code: int, crashes: int) -> int:
@@ -159,11 +113,3 @@ def _verdict(code: int, crashes: int) -> int:
     if crashes >= _QUICK_CRASHES_MAX:
         return FAILED
     return OK
-
-
-def _signal(process: Process, number: signal.Signals) -> None:
-    if process.returncode is None:
-        try:
-            process.send_signal(number)
-        except ProcessLookupError:
-            return

@@ -7,16 +7,18 @@ import json
 import random
 import signal
 import sys
-from asyncio.subprocess import DEVNULL, PIPE, Process
+from asyncio.subprocess import PIPE, Process
 from collections import Counter
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 
 from tidewire.cli.demo.shop.services import SERVICES
+from tidewire.cli.processes import Pack, Patience, signal_process
 
-__all__ = ["Supervisor"]
+__all__ = ["PATIENCE", "Supervisor"]
 
-_STOP_MAX = 12.0
+PATIENCE = Patience(timedelta(seconds=7))
 
 
 class Member:
@@ -38,7 +40,7 @@ class Supervisor:
         self._directory = directory
         self._port = port
         self._plant = plant
-        self._stopping = False
+        self._pack = Pack(PATIENCE, lambda _: None)
         self.members = {name: Member(name) for name in SERVICES}
         self.errors: list[str] = []
 
@@ -54,15 +56,15 @@ class Supervisor:
     async def keep(self, name: str) -> None:
         """Until stopped: keep one service running; a process that dies by itself is told in `errors`."""
         member = self.members[name]
-        while not self._stopping:
+        while not self._pack.stopping.is_set():
             process = member.process = await self._start(name)
             member.starts += 1
             killed = member.kills
             told, said = await asyncio.gather(self._listen(member, process), self._last_words(process))
-            code = await process.wait()
+            code = await self._pack.wait(process)
             member.ready.clear()
             member.process = None
-            if self._stopping:
+            if self._pack.stopping.is_set():
                 return
             if member.kills == killed:
                 self.errors.append(f"{name} ended by itself with {code} after {told} lines: {said}")
@@ -73,7 +75,7 @@ class Supervisor:
 
     async def chaos(self, chance: random.Random, *, kills: int, every: float) -> None:
         """Kill services that are up, at random times about *every* seconds, until there were *kills*."""
-        while self.kills < kills and not self._stopping:
+        while self.kills < kills and not self._pack.stopping.is_set():
             await asyncio.sleep(every * chance.uniform(0.3, 1.7))
             up = [member for member in self.members.values() if member.ready.is_set() and member.process]
             if up:
@@ -86,22 +88,15 @@ class Supervisor:
 
     async def stop(self) -> None:
         """Ask every service to drain and end; what does not in time is killed."""
-        self._stopping = True
+        self._pack.stop()
         processes = [member.process for member in self.members.values() if member.process is not None]
-        for process in processes:
-            _signal(process, signal.SIGTERM)
-        try:
-            async with asyncio.timeout(_STOP_MAX):
-                await asyncio.gather(*(process.wait() for process in processes))
-        except TimeoutError:
-            for process in processes:
-                _signal(process, signal.SIGKILL)
+        await asyncio.gather(*(process.wait() for process in processes))
 
     def _kill(self, member: Member) -> None:
         if member.process is not None and member.process.returncode is None:
             member.kills += 1
             member.ready.clear()
-            _signal(member.process, signal.SIGKILL)
+            signal_process(member.process, signal.SIGKILL)
 
     async def _start(self, name: str) -> Process:
         arguments: Sequence[str] = ["-m", "tidewire.cli.demo.worker", name, str(self._directory)]
@@ -109,9 +104,7 @@ class Supervisor:
             arguments = [*arguments, "--port", str(self._port)]
         if self._plant:
             arguments = [*arguments, "--plant", self._plant]
-        return await asyncio.create_subprocess_exec(
-            sys.executable, *arguments, stdin=DEVNULL, stdout=PIPE, stderr=PIPE, start_new_session=True
-        )
+        return await self._pack.start([sys.executable, *arguments], stdout=PIPE, stderr=PIPE)
 
     async def _listen(self, member: Member, process: Process) -> int:
         """Take in what the process tells, until it ends; return the number of lines."""
@@ -131,11 +124,3 @@ class Supervisor:
         async for line in process.stderr:
             words = (words + line)[-2_000:]
         return words.decode(errors="replace").strip()
-
-
-def _signal(process: Process, number: int) -> None:
-    if process.returncode is None:
-        try:
-            process.send_signal(number)
-        except ProcessLookupError:
-            return

@@ -20,6 +20,8 @@ from tidewire import Options, Running, running, transaction
 from tidewire.cli.demo.door import Door, serve_door
 from tidewire.cli.demo.plants import PLANTS, plant
 from tidewire.cli.demo.shop.services import SERVICES, TABLES
+from tidewire.cli.demo.supervisor import PATIENCE
+from tidewire.cli.processes import follow_parent
 from tidewire.model import Fact
 from tidewire.protocols import Store
 from tidewire.runtime.parts import Parts
@@ -65,6 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--plant", choices=PLANTS)
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.CRITICAL)
+    follow_parent(PATIENCE.longest)
     asyncio.run(_serve(arguments))
     return 0
 
