@@ -25,6 +25,7 @@ from tidewire.rules.findings import Section
 __all__ = [
     "Settings",
     "broker_of_tests",
+    "colour_refused",
     "examine_broker",
     "examine_store",
     "look_at_broker",
@@ -50,6 +51,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     *broker*, *store*: URLs; no store means none. *lease*, *grace*, *max_hold*, *stuck_after* in seconds. *lanes*
     of topics that are created. *provision*: create missing topics and groups. *log*: ``text`` or ``json``.
+    *services*: what ``tidewire dev`` runs, each as ``module:service``; none means all that it finds.
     """
 
     broker: str = "sqlite:///.tidewire/broker.db"
@@ -61,6 +63,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     lanes: int = 8
     provision: bool = False
     log: str = "text"
+    services: tuple[str, ...] = ()
 
     def seconds(self, name: str) -> timedelta:
         """Return the setting *name* as a duration."""
@@ -68,9 +71,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def settings_from(
-    environ: Mapping[str, str] | None = None, *, directory: Path | None = None, **given: object
+    environ: Mapping[str, str] | None = None,
+    *,
+    directory: Path | None = None,
+    assumed: Mapping[str, object] | None = None,
+    **given: object,
 ) -> Settings:
     """Return the effective settings; *given* (the command line) wins, None means not given.
+
+    *assumed* stands in the place of the defaults, for a command that has others.
 
     ``TIDEWIRE_BROKER_FILE`` and the like name a file that holds the value, for mounted secrets.
 
@@ -79,7 +88,7 @@ def settings_from(
     """
     environ = os.environ if environ is None else environ
     problems: list[str] = []
-    values: dict[str, object] = {}
+    values: dict[str, object] = dict(assumed or {})
     known = {field.name: field for field in msgspec.structs.fields(Settings)}
     sources = [_from_file(directory or Path.cwd(), problems), _from_environment(environ, problems)]
     sources.append({name: (value, "the command line") for name, value in given.items() if value is not None})
@@ -88,6 +97,8 @@ def settings_from(
             if name not in known:
                 problems.append(f"{where}: unknown setting {name!r}{_did_you_mean(name, known)}")
                 continue
+            if name == "services" and isinstance(value, str):
+                value = [part.strip() for part in value.split(",") if part.strip()]
             try:
                 values[name] = msgspec.convert(value, known[name].type, strict=not isinstance(value, str))
             except msgspec.ValidationError as error:
@@ -212,6 +223,12 @@ def look_at_store(url: str) -> StoreLook:
     from tidewire.kit.looks import OpenedStoreLook
 
     return OpenedStoreLook(partial(open_store, url, create=False))
+
+
+def colour_refused(environ: Mapping[str, str] | None = None) -> bool:
+    """Whether the person wants no colour on their terminal: ``NO_COLOR`` is set, or the terminal is ``dumb``."""
+    environ = os.environ if environ is None else environ
+    return bool(environ.get("NO_COLOR")) or environ.get("TERM") == "dumb"
 
 
 def masked(url: str) -> str:

@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "check": ("tidewire.cli.check", "what is promised to every subscription; unsafe settings are refused"),
     "demo": ("tidewire.cli.demo.command", "a shop of five services, killed on the way, and books that balance"),
     "describe": ("tidewire.cli.describe", "handlers, events in and out, retries in words; opens nothing"),
+    "dev": ("tidewire.cli.dev.command", "all services of a project, with reload and one merged log"),
     "dlq": ("tidewire.cli.dlq", "dead letters: list, show, redrive, mend, discard"),
     "doctor": ("tidewire.cli.doctor", "what is wrong with this environment, its broker and store, each with the fix"),
     "find": ("tidewire.cli.find:find", "where an event is, by its id, and how far each group is with it"),

@@ -5,13 +5,14 @@ from __future__ import annotations
 from contextlib import AsyncExitStack
 
 from tidewire.config import Settings, open_store, open_transport
+from tidewire.runtime.parts import Parts
 from tidewire.runtime.serve import Options, serve_until_signal
 from tidewire.runtime.service import Service
 
 __all__ = ["serve"]
 
 
-async def serve(service: Service, settings: Settings) -> None:
+async def serve(service: Service, settings: Settings, *, parts: Parts | None = None) -> None:
     """Open what *settings* name, run *service* until a signal, drain, close.
 
     Raises:
@@ -29,4 +30,4 @@ async def serve(service: Service, settings: Settings) -> None:
     async with AsyncExitStack() as stack:
         transport = await stack.enter_async_context(open_transport(settings.broker))
         store = await stack.enter_async_context(open_store(settings.store)) if settings.store else None
-        await serve_until_signal(service, transport=transport, store=store, options=options)
+        await serve_until_signal(service, transport=transport, store=store, options=options, parts=parts)

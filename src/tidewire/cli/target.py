@@ -14,11 +14,11 @@ from tidewire.errors import ConfigurationError, TidewireError
 from tidewire.rules.events import EventType, definition_of, is_event
 from tidewire.runtime.service import Service
 
-__all__ = ["find_event", "find_service"]
+__all__ = ["find_event", "find_service", "import_roots", "services_in"]
 
 
 def find_service(target: str) -> Service:
-    """Import *target*, ``module:service``, with the working directory first on the path, and return the service.
+    """Import *target*, ``module:service``, with `import_roots` first on the path, and return the service.
 
     The name after the colon may be left out where the module has exactly one service.
 
@@ -74,10 +74,25 @@ def find_event(target: str) -> EventType:
     return definition
 
 
+def services_in(module: str) -> dict[str, Service]:
+    """Import *module* as `find_service` does and return the services in it, by their names there.
+
+    Raises:
+        ConfigurationError: it cannot be imported.
+    """
+    return {name: value for name, value in vars(_import(module)).items() if isinstance(value, Service)}
+
+
+def import_roots() -> list[Path]:
+    """Return where modules are looked for first: the working directory, and its ``src`` where it has one."""
+    here = Path.cwd()
+    return [here, *(folder for folder in [here / "src"] if folder.is_dir())]
+
+
 def _import(name: str) -> ModuleType:
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
+    for root in reversed(import_roots()):
+        if str(root) not in sys.path:
+            sys.path.insert(0, str(root))
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -112,7 +127,7 @@ def _listing(module: str, services: dict[str, Service]) -> str:
 def _near_module(name: str) -> str:
     """Return a question that names a module near the missing one, or says where modules are looked for."""
     parent, _, leaf = name.rpartition(".")
-    folders = list(sys.modules[parent].__path__) if parent in sys.modules else [str(Path.cwd())]
+    folders = list(sys.modules[parent].__path__) if parent in sys.modules else [str(root) for root in import_roots()]
     near = did_you_mean(leaf, [module.name for module in pkgutil.iter_modules(folders)])
     if near:
         return near.replace("'", f"'{parent}.", 1) if parent else near

@@ -283,7 +283,12 @@ async def _live(
 
 
 async def serve_until_signal(
-    service: Service, *, transport: Transport, store: Store | None = None, options: Options | None = None
+    service: Service,
+    *,
+    transport: Transport,
+    store: Store | None = None,
+    options: Options | None = None,
+    parts: Parts | None = None,
 ) -> None:
     """Run *service* until SIGTERM or SIGINT, then drain; a second signal ends at once.
 
@@ -303,7 +308,7 @@ async def serve_until_signal(
     for number in signals:
         loop.add_signal_handler(number, on_signal)
     try:
-        async with running(service, transport=transport, store=store, options=options):
+        async with running(service, transport=transport, store=store, options=options, parts=parts):
             await asked.wait()
     except asyncio.CancelledError:
         if task is None or task.uncancel() > 0:
