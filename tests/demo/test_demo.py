@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +60,56 @@ def test_each_planted_defect_is_reported(tmp_path: Path, defect: str) -> None:
     code, report = demo("--chaos", "--plant", defect, "--orders", lines(tmp_path / "orders.jsonl", 3_000, 13))
     assert (1, False) == (code, report["balanced"])
     assert report["lost"] + report["duplicated"] > 0
+
+
+def test_hostile_lines_and_odd_numbers_balance(tmp_path: Path) -> None:
+    """Bombs, quantities of 64 bits, huge prices, strange texts: each line has its verdict, the books balance."""
+    line = {"sku": "s", "quantity": 2**63 - 1, "unit_price": "0"}
+    order = {"email": "a@mail.example", "currency": "EUR", "placed_at": "0001-01-01T00:00:00Z", "lines": [line] * 3}
+    good = [{**order, "order_id": f"o-{n}", "customer_id": name} for n, name in enumerate(["\u202e", "💥", "a|b", "c"])]
+    good.append({**order, "order_id": "o-9", "customer_id": "c", "lines": [{**line, "unit_price": "1e999"}]})
+    bad = [
+        b"{",
+        b"[" * 100_000,
+        b"\xff",
+        b"\xef\xbb\xbf{}",
+        b"x" * 10_000_000,
+        json.dumps({**good[0], "order_id": ""}).encode(),
+    ]
+    bad.append(json.dumps({**good[0], "customer_id": "a\u2028b"}).encode())
+    path = tmp_path / "höstile 100%.jsonl"
+    path.write_bytes(b"\n\n".join([*(json.dumps(one).encode() for one in good), *bad * 6]) + b"\r\n \n")
+    code, report = demo("--orders", str(path))
+    assert (0, True, []) == (code, report["balanced"], report["problems"])
+    assert (5, 42, 4, 1) == tuple(report[name] for name in ("accepted", "malformed", "paid", "refused"))
+
+
+def processes_of(directory: Path) -> list[str]:
+    """The command lines that name *directory*."""
+    found: list[str] = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            found.append(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+    return [line for line in found if str(directory) in line]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_whatever_ends_the_demo_leaves_nobody_behind(tmp_path: Path, number: signal.Signals) -> None:
+    """Ctrl-C and SIGTERM stop the shop; killed, the demo takes its services with it all the same."""
+    command = [sys.executable, "-m", "tidewire.cli", "demo", "--keep", str(tmp_path / "shop")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "the shop is open" in line:
+            break
+    assert len(processes_of(tmp_path)) == 6
+    process.send_signal(number)
+    process.communicate(timeout=30)
+    assert process.returncode == (130 if number != signal.SIGKILL else -9)
+    deadline = time.monotonic() + 20
+    while processes_of(tmp_path):
+        assert time.monotonic() < deadline, processes_of(tmp_path)
+        time.sleep(0.05)
 
 
 def test_an_empty_file_balances(tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def books(directory: Path, *statements: tuple[str, str]) -> Any:
             connection.execute(statement)
         connection.commit()
         connection.close()
-    return reconcile(directory, lines=1, letters=[])
+    return reconcile(directory, file="f", lines=1, letters=[])
 
 
 def test_honest_books_balance(tmp_path: Path) -> None:

@@ -7,16 +7,17 @@ import asyncio
 import json
 import random
 import shutil
+import signal
 import socket
 import sqlite3
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tidewire.cli.demo.feeder import Feeder
 from tidewire.cli.demo.orders import invented
@@ -26,12 +27,15 @@ from tidewire.cli.demo.shop.services import SERVICES
 from tidewire.cli.demo.supervisor import Supervisor
 from tidewire.cli.demo.view import View, print_books
 from tidewire.cli.demo.worker import OPTIONS
+from tidewire.cli.exits import INTERRUPTED
 from tidewire.errors import ConfigurationError, MissingExtra
+from tidewire.kit.groups import first_error
 from tidewire.model import GroupSpec, TopicSpec
 from tidewire.transports.sqlite import open_sqlite_transport
 
 __all__ = ["main"]
 
+T = TypeVar("T")
 _KILLS_MIN = 12
 _KILL_EVERY = 0.9
 _STILL_MAX = 30.0
@@ -52,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     made.add_argument("--plant", choices=PLANTS, help="run with this defect: the books must not balance")
     made.add_argument("--seed", type=int, help="seed of the kills")
+    made.add_argument("--port", type=int, default=0, metavar="N", help="where POST /orders is taken (default: any)")
     made.add_argument("--keep", type=Path, metavar="DIR", help="keep the databases in DIR")
     return made
 
@@ -69,7 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     name, lines = read_lines(arguments.orders)
     directory = _directory(arguments.keep)
     try:
-        report, books = asyncio.run(_run(arguments, name, lines, directory))
+        report, books = asyncio.run(_until_sigterm(_run(arguments, name, lines, directory)))
+    except asyncio.CancelledError:
+        return INTERRUPTED
     finally:
         if arguments.keep is None:
             shutil.rmtree(directory, ignore_errors=True)
@@ -99,33 +106,48 @@ def read_lines(path: Path | None) -> tuple[str, list[tuple[int, bytes]]]:
     return (path.name if path else _SHIPPED), [(number, line.strip(b"\r")) for number, line in numbered if line.strip()]
 
 
+async def _until_sigterm(running: Coroutine[Any, Any, T]) -> T:
+    """Await *running*; SIGTERM cancels it, as Ctrl-C does, so that it ends what it has begun."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    return await running
+
+
 async def _run(
     arguments: argparse.Namespace, name: str, lines: list[tuple[int, bytes]], directory: Path
 ) -> tuple[dict[str, Any], Books]:
-    port, loop = _free_port(), asyncio.get_running_loop()
-    supervisor = Supervisor(directory, port=port, plant=arguments.plant or "")
+    listener, loop = _listener(arguments.port), asyncio.get_running_loop()
+    port = listener.getsockname()[1]
+    supervisor = Supervisor(directory, listener=listener, plant=arguments.plant or "")
     kills = _KILLS_MIN if arguments.chaos else 0
     spread = kills * _KILL_EVERY if arguments.chaos else 0.0
     feeder = Feeder(name, lines, port=port, seconds=min(spread, arguments.seconds or spread))
     async with open_sqlite_transport(directory / "broker.db") as transport:
         await provision(transport)
-        async with asyncio.TaskGroup() as tasks:
-            keeping = [tasks.create_task(supervisor.keep(member)) for member in supervisor.members]
-            viewing = tasks.create_task(View(supervisor, feeder, len(lines)).run())
-            await _or_dead(supervisor)
-            started = loop.time()
-            deadline = started + (arguments.seconds or 1e9)
-            feeding = tasks.create_task(feeder.run(deadline))
-            if arguments.chaos:
-                await supervisor.chaos(random.Random(arguments.seed), kills=kills, every=_KILL_EVERY)  # noqa: S311
-            await feeding
-            await _come_to_rest(transport, supervisor, directory)
-            seconds = loop.time() - started
-            viewing.cancel()
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                keeping = [tasks.create_task(supervisor.keep(member)) for member in supervisor.members]
+                viewing = tasks.create_task(View(supervisor, feeder, len(lines)).run())
+                await _or_dead(supervisor)
+                print(f"the shop is open: POST http://127.0.0.1:{port}/orders", file=sys.stderr)
+                started = loop.time()
+                feeding = tasks.create_task(feeder.run(started + (arguments.seconds or 1e9)))
+                if arguments.chaos:
+                    await supervisor.chaos(random.Random(arguments.seed), kills=kills, every=_KILL_EVERY)  # noqa: S311
+                await feeding
+                await _come_to_rest(transport, supervisor, directory)
+                seconds = loop.time() - started
+                viewing.cancel()
+                await supervisor.stop()
+                await asyncio.wait(keeping)
+        except BaseExceptionGroup as group:
+            raise first_error(group) from None
+        finally:  # whatever ends this, nobody is left behind
             await supervisor.stop()
-            await asyncio.wait(keeping)
+            listener.close()
         letters = await dead_ends(transport)
-    books = reconcile(directory, lines=feeder.handed_in, letters=letters)
+    books = reconcile(directory, file=feeder.name, lines=feeder.handed_in, letters=letters)
     return _report(books, supervisor, seconds), books
 
 
@@ -189,7 +211,7 @@ async def _waiting(transport: Any, directory: Path) -> list[int]:
 
 
 def _outbox(path: Path) -> int:
-    connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+    connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
     try:
         ready = connection.execute("SELECT count(*) FROM tidewire_outbox").fetchone()[0]
         return int(ready + connection.execute("SELECT count(*) FROM tidewire_outbox_delayed").fetchone()[0])
@@ -235,10 +257,11 @@ def _directory(keep: Path | None) -> Path:
     return keep
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def _listener(port: int) -> socket.socket:
+    try:
+        return socket.create_server(("127.0.0.1", port), backlog=128)
+    except OSError as error:
+        raise ConfigurationError(f"--port {port}: {error.strerror}", hint="0 takes any free one") from error
 
 
 def _check_extra() -> None:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Generator, Iterator, Sequence
+import socket
+from collections.abc import AsyncIterator, Generator, Sequence
 from typing import Any, Literal, NamedTuple
 
 from tidewire.chance import UUID7Ids
-from tidewire.cli.demo.orders import Order, accepted, digest, read_order
+from tidewire.cli.demo.orders import LINE_BYTES_MAX, Order, accepted, digest, read_order
 from tidewire.errors import DecodeError, MissingExtra, StoreUnavailable
 from tidewire.protocols import Store
 from tidewire.rules.cloudevents import from_http
@@ -22,7 +23,7 @@ from tidewire.runtime.producer import Publisher, transaction
 __all__ = ["Door", "serve_door"]
 
 _STATUS = {"accepted": 202, "repeated": 200, "conflict": 409, "malformed": 422}
-_BODY_BYTES_MAX = 32 << 20
+_BODY_BYTES_MAX, _LINES_MAX = 32 << 20, 10_000
 
 
 class Answer(NamedTuple):
@@ -69,8 +70,8 @@ class Door:
         return Answer("accepted", "")
 
 
-async def serve_door(door: Door, port: int, stopped: asyncio.Event) -> None:
-    """Serve the door on loopback until *stopped*.
+async def serve_door(door: Door, listener: socket.socket, stopped: asyncio.Event) -> None:
+    """Serve the door on *listener* until *stopped*.
 
     Raises:
         MissingExtra: starlette or uvicorn is not installed.
@@ -87,15 +88,13 @@ async def serve_door(door: Door, port: int, stopped: asyncio.Event) -> None:
         ) from error
 
     async def post(request: Request) -> Response:
-        body = await request.body()
-        if len(body) > _BODY_BYTES_MAX:
-            return JSONResponse({"verdict": "malformed", "reason": "body too large"}, 413)
         content_type = request.headers.get("content-type", "application/json")
         line = request.headers.get("x-line", "")
         try:
             if content_type.startswith("application/x-ndjson"):
-                answers = await door.take(list(_numbered(line, body)))
+                answers = await door.take(_numbered(line, await _lines(request.stream())))
                 return JSONResponse([answer._asdict() for answer in answers])
+            body = b"".join([part async for part in _start(request.stream())])
             event = from_http(dict(request.headers), body)
             (answer,) = await door.take([(line, body if event is None else event[1])])
         except DecodeError as error:
@@ -108,7 +107,7 @@ async def serve_door(door: Door, port: int, stopped: asyncio.Event) -> None:
         return JSONResponse({"ready": True})
 
     app = Starlette(routes=[Route("/orders", post, methods=["POST"]), Route("/readyz", ready)])
-    config = uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning", lifespan="off", access_log=False)
+    config = uvicorn.Config(app, log_level="warning", lifespan="off", access_log=False)
 
     class Server(uvicorn.Server):
         """Leaves signals to the service it belongs to."""
@@ -119,17 +118,46 @@ async def serve_door(door: Door, port: int, stopped: asyncio.Event) -> None:
 
     server = Server(config)
     async with asyncio.TaskGroup() as tasks:
-        serving = tasks.create_task(server.serve())
+        serving = tasks.create_task(server.serve([listener]))
         waiting = tasks.create_task(stopped.wait())
         await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)
         server.should_exit = True
         waiting.cancel()
 
 
-def _numbered(first: str, body: bytes) -> Iterator[tuple[str, bytes]]:
-    """Split lines; ``x-line: orders.jsonl:17`` names the first, the others follow."""
+async def _lines(stream: AsyncIterator[bytes]) -> list[bytes]:
+    """Split a body into lines; of one that is too long to be an order no more is kept than shows that.
+
+    Raises:
+        DecodeError: more lines, or more of them, than one call may hand in.
+    """
+    lines, kept = [bytearray()], 0
+    async for part in stream:
+        first, *others = part.split(b"\n")
+        for number, text in enumerate([first, *others]):
+            if number:
+                lines.append(bytearray())
+            text = text[: max(0, LINE_BYTES_MAX + 1 - len(lines[-1]))]
+            lines[-1] += text
+            kept += len(text)
+        if len(lines) > _LINES_MAX or kept > _BODY_BYTES_MAX:
+            raise DecodeError(f"too much in one call: hand in at most {_LINES_MAX} lines, {_BODY_BYTES_MAX} bytes")
+    return [bytes(line) for line in lines]
+
+
+async def _start(stream: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Pass on the parts of a body as far as an order can reach, in a CloudEvent around it; the rest is not kept."""
+    size = 0
+    async for part in stream:
+        if size <= 2 * LINE_BYTES_MAX:
+            yield part
+        size += len(part)
+
+
+def _numbered(first: str, lines: Sequence[bytes]) -> list[tuple[str, bytes]]:
+    """Name lines: ``x-line: orders.jsonl:17`` names the first, the others follow; blank ones are passed over."""
     name, _, number = first.rpartition(":")
-    start = int(number) if name and number.isdigit() else None
-    for offset, text in enumerate(body.split(b"\n")):
-        if text.strip():
-            yield ("" if start is None else f"{name}:{start + offset}"), text
+    start = int(number) if name and number.isdecimal() and len(number) < 16 else None
+    return [
+        ("" if start is None else f"{name}:{start + offset}", text) for offset, text in enumerate(lines) if text.strip()
+    ]

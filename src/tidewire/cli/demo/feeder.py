@@ -5,20 +5,24 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from urllib.parse import quote
 
-__all__ = ["Feeder", "post"]
+from tidewire.errors import ConfigurationError
 
-_CHUNK = 50
+__all__ = ["Feeder", "chunked", "post"]
+
+_CHUNK, _CHUNK_BYTES = 50, 1 << 20
 _PAUSE = 0.1
 _REPLY_MAX = 30.0
+_PATIENCE = 90.0
 
 
 class Feeder:
     """Feeds numbered lines in chunks; *seconds* spreads them over that long (0: as fast as they are taken)."""
 
     def __init__(self, name: str, lines: Sequence[tuple[int, bytes]], *, port: int, seconds: float) -> None:
-        self._name = name
+        self.name = quote(name)
         self._lines = lines
         self._port = port
         self._pause = 0.0 if not lines else seconds * _CHUNK / len(lines)
@@ -27,16 +31,19 @@ class Feeder:
         self.retries = 0
 
     async def run(self, deadline: float) -> None:
-        """Hand in every line, or those there is time for: none is begun after *deadline* (loop time)."""
+        """Hand in every line, or those there is time for: none is begun after *deadline* (loop time).
+
+        Raises:
+            ConfigurationError: the door takes in nothing any more.
+        """
         loop = asyncio.get_running_loop()
-        chunks = [self._lines[start : start + _CHUNK] for start in range(0, len(self._lines), _CHUNK)]
         due = loop.time()
-        for chunk in chunks:
+        for chunk in chunked(self._lines):
             if loop.time() >= deadline:
                 return
             await self._hand_in(chunk)
             self.handed_in += len(chunk)
-            due += self._pause
+            due += self._pause * len(chunk) / _CHUNK
             await asyncio.sleep(max(0.0, due - loop.time()))
 
     async def _hand_in(self, chunk: Sequence[tuple[int, bytes]]) -> None:
@@ -47,7 +54,9 @@ class Feeder:
         for number, text in chunk:
             body += [b""] * (number - first - len(body))
             body.append(text)
-        headers = {"content-type": "application/x-ndjson", "x-line": f"{self._name}:{first}"}
+        headers = {"content-type": "application/x-ndjson", "x-line": f"{self.name}:{first}"}
+        now = asyncio.get_running_loop().time
+        give_up_at = now() + _PATIENCE
         while True:
             try:
                 status, reply = await post(self._port, "/orders", b"\n".join(body), headers)
@@ -56,8 +65,23 @@ class Feeder:
             if status == 200:
                 self.answers.update(answer["verdict"] for answer in json.loads(reply))
                 return
+            if status not in (0, 503) or now() > give_up_at:
+                what = f"answers {status}" if status else f"has not answered for {_PATIENCE:g} s"
+                raise ConfigurationError(f"lines {first} to {chunk[-1][0]} cannot be handed in: the door {what}")
             self.retries += 1
             await asyncio.sleep(_PAUSE)
+
+
+def chunked(lines: Sequence[tuple[int, bytes]]) -> Iterator[Sequence[tuple[int, bytes]]]:
+    """Split numbered lines into what is handed in together: bounded in lines, gaps included, and in bytes."""
+    start, size = 0, 0
+    for index, (number, text) in enumerate(lines):
+        if index > start and (number - lines[start][0] >= _CHUNK or size + len(text) > _CHUNK_BYTES):
+            yield lines[start:index]
+            start, size = index, 0
+        size += len(text)
+    if lines:
+        yield lines[start:]
 
 
 async def post(port: int, path: str, body: bytes, headers: dict[str, str]) -> tuple[int, bytes]:

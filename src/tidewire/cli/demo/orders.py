@@ -13,14 +13,14 @@ from hashlib import blake2b
 import msgspec
 
 from tidewire.cli.demo.shop.events import Line, OrderAccepted
+from tidewire.rules.names import has_control
 
-__all__ = ["Order", "accepted", "digest", "invented", "read_order"]
+__all__ = ["LINE_BYTES_MAX", "Order", "accepted", "digest", "invented", "read_order"]
 
-_LINE_BYTES_MAX = 131_072
+LINE_BYTES_MAX = 262_144
 _TEXT_MAX = 1_000
-_QUANTITY_MAX = 10**12
+_QUANTITY_MAX = 2**63 - 1
 _PRICE = re.compile(r"[+-]?(?:[0-9]{1,60}(?:\.[0-9]{0,60})?|\.[0-9]{1,60})(?:[eE][+-]?[0-9]{1,3})?")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 class OrderLine(msgspec.Struct, frozen=True):
@@ -47,8 +47,8 @@ _decoder = msgspec.json.Decoder(Order)
 
 def read_order(text: bytes) -> Order | str:
     """Return the order in *text*, or why it is none. Never raises, whatever the bytes."""
-    if len(text) > _LINE_BYTES_MAX:
-        return f"longer than {_LINE_BYTES_MAX} bytes"
+    if len(text) > LINE_BYTES_MAX:
+        return f"longer than {LINE_BYTES_MAX} bytes"
     try:
         order = _decoder.decode(text)
     except (msgspec.MsgspecError, UnicodeError, ValueError) as error:
@@ -92,7 +92,7 @@ def _text_problem(text: str) -> str:
         return "is empty"
     if len(text) > _TEXT_MAX:
         return f"is longer than {_TEXT_MAX} characters"
-    return "holds control characters" if _CONTROL.search(text) else ""
+    return "holds control characters" if has_control(text) else ""
 
 
 def digest(order: Order) -> bytes:

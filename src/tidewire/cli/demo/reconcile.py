@@ -52,9 +52,11 @@ class Books(msgspec.Struct, frozen=True, kw_only=True):
         return not self.problems
 
 
-def reconcile(directory: Path, *, lines: int | None, letters: Sequence[DeadEnd]) -> Books:
-    """Read the databases in *directory* and add up. *lines*: how many lines were handed in, if that is known."""
-    verdicts = Counter(row[0] for row in _rows(directory, "orders", "SELECT verdict FROM lines"))
+def reconcile(directory: Path, *, file: str, lines: int, letters: Sequence[DeadEnd]) -> Books:
+    """Read the databases in *directory* and add up. *lines*: how many lines of *file* were handed in; more may have
+    come over HTTP."""
+    answers = _rows(directory, "orders", "SELECT line, verdict FROM lines")
+    verdicts = Counter(verdict for _, verdict in answers)
     orders = {row[0]: row[1] for row in _rows(directory, "orders", "SELECT order_id, number FROM orders")}
     payments = _rows(directory, "payments", "SELECT order_id, customer_id, number, refused FROM payments ORDER BY id")
     moves = _rows(directory, "inventory", "SELECT order_id, customer_id, number, pieces FROM moves ORDER BY id")
@@ -74,8 +76,9 @@ def reconcile(directory: Path, *, lines: int | None, letters: Sequence[DeadEnd])
     for kind in ("shipped", "refused"):
         tally.in_order(f"notifications of {kind}", [row for row in notices if row[3] == kind])
     tally.letters(letters)
-    tally.stock(moves, _rows(directory, "inventory", "SELECT coalesce(sum(moved), 0) FROM stock"))
-    tally.door(verdicts, len(orders), lines)
+    tally.stock(moves, _rows(directory, "inventory", "SELECT moved FROM stock"))
+    tally.door(verdicts, len(orders))
+    tally.file(sum(line.startswith(f"{file}:") for line, _ in answers), lines)
     return Books(
         accepted=len(orders),
         malformed=verdicts["malformed"],
@@ -142,16 +145,18 @@ class Tally:
 
     def stock(self, moves: Sequence[Any], moved: Sequence[Any]) -> None:
         """The pieces on the moves are the pieces off the shelves."""
-        pieces = sum(row[3] for row in moves)
-        if moved and moved[0][0] != pieces:
-            self.problems.append(f"inventory: {moved[0][0]} pieces have left the shelves, the moves say {pieces}")
+        pieces, left = sum(int(row[3]) for row in moves), sum(int(row[0]) for row in moved)
+        if left != pieces:
+            self.problems.append(f"inventory: {left} pieces have left the shelves, the moves say {pieces}")
 
-    def door(self, verdicts: Counter[str], orders: int, lines: int | None) -> None:
-        """Every line handed in has one verdict, and every accepted one an order."""
+    def door(self, verdicts: Counter[str], orders: int) -> None:
+        """Every accepted line has an order."""
         if verdicts["accepted"] != orders:
             self.problems.append(f"orders: {verdicts['accepted']} lines were accepted, but there are {orders} orders")
-        answered = sum(verdicts.values())
-        if lines is not None and answered != lines:
+
+    def file(self, answered: int, lines: int) -> None:
+        """Every line of the file that was handed in has one verdict."""
+        if answered != lines:
             self.lost += max(0, lines - answered)
             self.problems.append(f"orders: {lines} lines were handed in, {answered} have a verdict")
 
@@ -187,7 +192,7 @@ def _rows(directory: Path, service: str, query: str) -> list[Any]:
     path = directory / f"{service}.db"
     if not path.exists():
         return []
-    connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+    connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
     try:
         return connection.execute(query).fetchall()
     except sqlite3.OperationalError as error:

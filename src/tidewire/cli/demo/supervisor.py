@@ -6,6 +6,7 @@ import asyncio
 import json
 import random
 import signal
+import socket
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections import Counter
@@ -34,11 +35,14 @@ class Member:
 
 
 class Supervisor:
-    """Runs the shop in *directory*; each process it starts, it ends, by its pid."""
+    """Runs the shop in *directory*; each process it starts, it ends, by its pid.
 
-    def __init__(self, directory: Path, *, port: int, plant: str = "") -> None:
+    It keeps the *listener* of the door open, so that who comes while the service is down waits and is not refused.
+    """
+
+    def __init__(self, directory: Path, *, listener: socket.socket, plant: str = "") -> None:
         self._directory = directory
-        self._port = port
+        self._listener = listener
         self._plant = plant
         self._pack = Pack(PATIENCE, lambda _: None)
         self.members = {name: Member(name) for name in SERVICES}
@@ -100,11 +104,13 @@ class Supervisor:
 
     async def _start(self, name: str) -> Process:
         arguments: Sequence[str] = ["-m", "tidewire.cli.demo.worker", name, str(self._directory)]
+        descriptor = self._listener.fileno()
         if name == "orders":
-            arguments = [*arguments, "--port", str(self._port)]
+            arguments = [*arguments, "--listen-on", str(descriptor)]
         if self._plant:
             arguments = [*arguments, "--plant", self._plant]
-        return await self._pack.start([sys.executable, *arguments], stdout=PIPE, stderr=PIPE)
+        listening = (descriptor,) if name == "orders" else ()
+        return await self._pack.start([sys.executable, *arguments], stdout=PIPE, stderr=PIPE, pass_fds=listening)
 
     async def _listen(self, member: Member, process: Process) -> int:
         """Take in what the process tells, until it ends; return the number of lines."""

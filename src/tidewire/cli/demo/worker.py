@@ -10,6 +10,7 @@ import asyncio
 import json
 import logging
 import signal
+import socket
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="tidewire.cli.demo.worker")
     parser.add_argument("service", choices=sorted(SERVICES))
     parser.add_argument("directory", type=Path)
-    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--listen-on", type=int, metavar="FD", help="the open socket of the door")
     parser.add_argument("--plant", choices=PLANTS)
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.CRITICAL)
@@ -94,14 +95,14 @@ async def _serve(arguments: argparse.Namespace) -> None:
             telling = tasks.create_task(teller.telling())
             sys.stdout.write('{"ready": 1}\n')
             sys.stdout.flush()
-            await _until_stopped(app, database, arguments.port, stopped)
+            await _until_stopped(app, database, arguments.listen_on, stopped)
             telling.cancel()
     teller.tell()
 
 
-async def _until_stopped(app: Running, store: Store, port: int, stopped: asyncio.Event) -> None:
-    if port:
-        await serve_door(Door(store, app.publisher), port, stopped)
+async def _until_stopped(app: Running, store: Store, listen_on: int | None, stopped: asyncio.Event) -> None:
+    if listen_on is not None:
+        await serve_door(Door(store, app.publisher), socket.socket(fileno=listen_on), stopped)
     else:
         await stopped.wait()
 
