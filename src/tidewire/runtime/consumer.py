@@ -120,6 +120,8 @@ class Consumer:
                 for stage in stages:
                     stage.cancel()
         finally:
+            self._tasks = None
+            self._workers.end()  # the timers of holds and outages may outlive this membership
             left = [work for work in self._schedule.of(None) if not work.gone]
             await self._settler.let_go(left, self._records.forget)
 
@@ -489,7 +491,7 @@ class Consumer:
             self._intake.interrupt()
 
     def _check_drained(self) -> None:
-        for lane in [lane for lane in self._revoking if not self._schedule.of(lane)]:
+        for lane in sorted(lane for lane in self._revoking if not self._schedule.of(lane)):
             self._revoking.discard(lane)
             self._epochs.pop(lane, None)
             self._settler.drained(lane)

@@ -116,6 +116,13 @@ class Workers:
         """Own tasks in *tasks* from now on; they are made when there is something to do."""
         self._tasks = tasks
 
+    def end(self) -> None:
+        """Own no tasks any more: timers that are still set wake nobody."""
+        self._tasks = None
+        for timer in (self._timer, self._later):
+            if timer is not None:
+                timer.cancel()
+
     def cancel(self) -> None:
         """Cancel every worker: what it runs is cut off and stays unsettled."""
         if self._timer is not None:
@@ -184,8 +191,11 @@ class Workers:
             if decider.special(work) and not await decider.prepare(work):
                 continue
             if work.route is not None and work.route.batch > 1 and not work.single and not work.alone:
-                await self._work_batch(worker, work)
-                continue
+                works = await self._gather(work)
+                if len(works) != 1 or works[0].gone:
+                    await self._work_batch(worker, works)
+                    continue
+                work, started = works[0], clock()  # nobody came along: its failure is its own, and counts
             self._begin(worker, work, started)
             ran = await Isolated(self._process(work), self.wake)
             self._end(worker, work)
@@ -212,9 +222,8 @@ class Workers:
 
     # --- batches ------------------------------------------------------------------------------------------------
 
-    async def _work_batch(self, worker: Worker, first: Work) -> None:
-        """Run *first* with as many of its kind as are there, or come in time; one by one if that fails."""
-        works = await self._gather(first)
+    async def _work_batch(self, worker: Worker, works: Sequence[Work]) -> None:
+        """Run what came together, which may be nothing; one by one if that fails."""
         if not works:
             return
         started = self._loop.time()
