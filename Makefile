@@ -9,15 +9,17 @@ DEMO ?= --chaos
 TESTS ?=
 CAMPAIGN ?=
 SECONDS ?= 300
+SEEDS ?= 1000
+START ?= 0
 STAMPS := .venv/stamps
 INSTALL := PYTHON="$(PYTHON)" scripts/install.sh
 
-.PHONY: help install demo test check format bench faults docs clean
+.PHONY: help install demo test check simulate format bench faults docs clean
 
 help: ## show this list
 	@printf 'make TARGET, where TARGET is one of\n\n'
 	@sed -nE 's/^([a-z]+):[^#]*## (.*)$$/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
-	@printf '\nvariables: PYTHON=/path/to/python3.11  DEMO="--chaos --seconds 30"  TESTS="tests/cli -k run"  CAMPAIGN=power-loss SECONDS=600\n'
+	@printf '\nvariables: PYTHON=/path/to/python3.11  DEMO="--chaos --seconds 30"  TESTS="tests/cli -k run"  CAMPAIGN=power-loss SECONDS=600  SEEDS=1000 START=0\n'
 
 install: $(STAMPS)/dev ## make .venv with everything a developer needs; quick when it is there
 
@@ -29,6 +31,9 @@ test: $(STAMPS)/test ## every test, with what was skipped counted aloud
 
 check: $(STAMPS)/dev ## format, lint, types (mypy and pyright), architecture, tidiness
 	scripts/check.sh
+
+simulate: $(STAMPS)/dev ## many worlds of the simulation; goes on where it was stopped; writes docs/proof.md
+	.venv/bin/python -m tidewire.testing.simulation --seeds $(SEEDS) --start $(START) --summary docs/proof.md
 
 format: $(STAMPS)/dev ## write the sources in the house format
 	.venv/bin/ruff format src tests benchmarks conftest.py

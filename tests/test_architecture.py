@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "runtime": GROUND | {"rules", "kit", "codecs", "middleware"},
     "config": GROUND | {"rules", "kit", "runtime"} | ADAPTERS,
     "operations": GROUND | {"rules", "kit", "codecs", "runtime", "config"},
-    "testing": GROUND | {"rules", "kit", "runtime", "config", ""} | ADAPTERS,
+    "testing": GROUND | {"rules", "kit", "runtime", "config", "operations", ""} | ADAPTERS,
     "cli": GROUND | {"rules", "kit", "runtime", "config", "operations", "testing", ""} | ADAPTERS,
     # The front door (`import tidewire`) shows what users need; what it loads is tested below.
     "": GROUND | {"rules", "kit", "runtime", "config"} | ADAPTERS,

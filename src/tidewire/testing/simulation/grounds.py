@@ -1,0 +1,152 @@
+"""What a world stands on: a broker, its stores, how rows are written there, and a way to look at all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any, Protocol
+
+from tidewire.model import Mark
+from tidewire.testing.simulation.checkers import History, Op
+from tidewire.testing.simulation.clock import SimClock
+from tidewire.testing.simulation.hosts import BrokerHost, MemoryHost, MemoryStores, StoreHost
+from tidewire.testing.simulation.loop import SimLoop
+from tidewire.testing.simulation.shop import Book, Effect
+from tidewire.transports.memory import MemoryTransport
+
+__all__ = ["Ground", "opened_ground"]
+
+
+class Ground(Protocol):
+    """Broker, stores, and the view of somebody who stands outside."""
+
+    @property
+    def broker(self) -> BrokerHost:
+        """The broker."""
+        ...
+
+    @property
+    def stores(self) -> StoreHost:
+        """The stores."""
+        ...
+
+    @property
+    def book(self) -> Book:
+        """How rows are written."""
+        ...
+
+    @property
+    def inspector(self) -> Any:
+        """A transport of nobody's, to look and to operate with."""
+        ...
+
+    def listen(self, history: History, number: Callable[[], int]) -> None:
+        """Note in *history* what only the stores know."""
+        ...
+
+    async def pending(self) -> Sequence[str]:
+        """Return the stores with something in their outbox."""
+        ...
+
+    async def outbox(self, name: str) -> tuple[int, int]:
+        """Return how many rows of a store's outbox are pending, and quarantined."""
+        ...
+
+    def store(self, name: str) -> Any:
+        """Return a store, to look at."""
+        ...
+
+    async def rows(self, name: str) -> Sequence[Effect]:
+        """Return the rows of a store."""
+        ...
+
+    async def marks(self, name: str) -> Sequence[Mark]:
+        """Return the inbox marks of a store."""
+        ...
+
+    async def close(self) -> None:
+        """End what is open."""
+        ...
+
+
+def opened_ground(kind: str, loop: SimLoop, *, dedup: bool) -> Ground:
+    """Return the ground of this *kind*."""
+    assert kind == "memory"
+    return MemoryGround(loop, dedup=dedup)
+
+
+class MemoryBook:
+    """Rows in a memory store."""
+
+    async def begin(self, tx: Any) -> None:
+        """Take the turn."""
+        await tx.get("turn")
+
+    async def write(self, tx: Any, row: Effect) -> None:
+        """Write a row."""
+        await tx.put(("row", row.number), row)
+
+
+class MemoryGround:
+    """The memory broker and memory stores."""
+
+    def __init__(self, loop: SimLoop, *, dedup: bool) -> None:
+        clock = SimClock(loop)
+        self._host = MemoryHost(clock, dedup=timedelta(days=7) if dedup else timedelta(0))
+        self._stores = MemoryStores(clock)
+        self._inspector = MemoryTransport(self._host.broker)
+        self.book = MemoryBook()
+
+    @property
+    def broker(self) -> BrokerHost:
+        """The broker."""
+        return self._host
+
+    @property
+    def stores(self) -> StoreHost:
+        """The stores."""
+        return self._stores
+
+    @property
+    def inspector(self) -> Any:
+        """A transport of nobody's."""
+        return self._inspector
+
+    def listen(self, history: History, number: Callable[[], int]) -> None:
+        """Note the adoption of lanes, in the order of the store's commits."""
+
+        for name in ("web", "billing", "shipping", "mailer"):
+            lanes: Any = self._stores.database(name).lanes
+            lanes.adopt = _noted(lanes.adopt, history, number)
+
+    async def pending(self) -> Sequence[str]:
+        """Return the stores with something in their outbox."""
+        return [name for name, one in self._stores.databases.items() if (await one.outbox.count())[0]]
+
+    async def outbox(self, name: str) -> tuple[int, int]:
+        """Return the counts of an outbox."""
+        return await self._stores.database(name).outbox.count()
+
+    def store(self, name: str) -> Any:
+        """Return a store."""
+        return self._stores.database(name)
+
+    async def rows(self, name: str) -> Sequence[Effect]:
+        """Return the rows."""
+        return [row for row in self._stores.database(name).rows.values() if isinstance(row, Effect)]
+
+    async def marks(self, name: str) -> Sequence[Mark]:
+        """Return the marks."""
+        return list(self._stores.database(name).inbox.marks)
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
+def _noted(adopt: Any, history: History, number: Callable[[], int]) -> Any:
+    async def noted(group: str, lane: str, epoch: int) -> int:
+        adopted: int = await adopt(group, lane, epoch)
+        history.add(Op(f="adopt", group=group, lane=lane, epoch=epoch, number=number()))
+        return adopted
+
+    return noted
