@@ -99,7 +99,6 @@ class Consumer:
         self._stopping = asyncio.Event()
         self._changed = asyncio.Event()
         self.progress = 0
-        self.received_at = self._loop.time()
 
     # --- life -------------------------------------------------------------------------------------------------
 
@@ -197,7 +196,6 @@ class Consumer:
             works.append(Work(item, (item.lane, key) if ordered and key is not None else None))
         if works:
             self.progress += len(works)
-            self.received_at = self._loop.time()
             await self._admit(works)
 
     async def _admit(self, works: Sequence[Work]) -> None:
