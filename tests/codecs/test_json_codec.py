@@ -19,6 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tidewire.codecs.faithful import checker_for, first_unfaithful
 from tidewire.codecs.json import json_codec
 from tidewire.errors import ConfigurationError, DecodeError
 
@@ -263,3 +264,52 @@ def test_looking_for_depth_takes_linear_time(part: bytes) -> None:
 
     seconds(1_000)
     assert min(seconds(200_000) for _ in range(3)) < 40 * max(min(seconds(20_000) for _ in range(3)), 0.001)
+
+
+@dataclass(frozen=True)
+class Leaves:
+    """What a number or a time can be, once, in a list and in a list of lists."""
+
+    whole: int
+    ratio: float
+    price: Decimal
+    when: datetime
+    maybe: Decimal | None
+    prices: list[Decimal]
+    table: list[list[int]]
+    parts: list[Part]
+
+
+NUMBERS = st.integers() | st.sampled_from([-(2**63) - 1, -(2**63), 2**63, 2**64 - 1, 2**64]) | st.floats()
+ODD = st.one_of(NUMBERS, st.decimals(), st.datetimes(), st.none(), st.text(max_size=2), st.booleans())
+TIMES = st.datetimes() | st.datetimes(timezones=st.just(UTC))
+
+
+@given(
+    st.builds(
+        Leaves,
+        whole=NUMBERS | ODD,
+        ratio=NUMBERS | ODD,
+        price=st.decimals() | ODD,
+        when=TIMES | ODD,
+        maybe=st.decimals() | ODD,
+        prices=st.lists(st.decimals() | ODD, max_size=3),
+        table=st.lists(st.lists(NUMBERS, max_size=3), max_size=3),
+        parts=st.lists(st.builds(Part, name=st.text(max_size=2), price=st.decimals() | ODD), max_size=3),
+    )
+)
+def test_the_quick_look_passes_nothing_that_the_close_one_refuses(leaves: Leaves) -> None:
+    """All values of a type are looked at together; what is let through so is faithful, one by one, too."""
+    check, _ = checker_for(msgspec.inspect.type_info(Leaves))
+    assert check is not None
+    assert bool(check(leaves)) == bool(first_unfaithful(leaves))
+
+
+def test_backslashes_are_no_nul() -> None:
+    """Only an escaped NUL is one: a text may hold backslashes, and what looks like the escape of one."""
+    codec = json_codec(Part)
+    for text in ("a\\b", "\\u0000", "\\\\u0000", 'quote "', "line\n"):
+        part = Part(text, Decimal(1))
+        assert part == codec.decode(codec.encode(part))
+    with pytest.raises(ConfigurationError, match="NUL"):
+        codec.encode(Part("a\0\\", Decimal(1)))
