@@ -276,3 +276,54 @@ def test_a_locked_up_file_is_unavailable_and_not_a_hang(tmp_path: Path) -> None:
         assert receipt.ok
 
     run(path, test)
+
+
+def test_a_lonely_ack_waits_a_little_for_company(tmp_path: Path) -> None:
+    """An ack and the publish that follows it share one transaction; alone it is durable some milliseconds later."""
+
+    async def test(broker: SqliteTransport) -> None:
+        writer = broker._shared.writer
+        jobs: list[list[int]] = []
+
+        def job(number: int) -> Callable[[sqlite3.Connection], None]:
+            return lambda connection: jobs.append([number, connection.total_changes])
+
+        async with asyncio.timeout(10):
+            await writer.submit(job(0), patient=True)
+            patient = asyncio.create_task(writer.submit(job(1), patient=True))
+            await asyncio.sleep(0)
+            await writer.submit(lambda connection: jobs.append([2, connection.total_changes]))
+            assert patient.done() or await patient is None
+        assert [0, 1, 2] == [number for number, _ in jobs]
+        assert jobs[1][1] == jobs[2][1]
+
+    run(tmp_path / "broker.db", test)
+
+
+def test_the_log_is_copied_in_a_lull(tmp_path: Path) -> None:
+    """What has grown long while messages came is copied into the file when none come, not when the next one does."""
+    path = tmp_path / "broker.db"
+
+    async def test(broker: SqliteTransport) -> None:
+        for start in range(0, 1_000, 100):
+            await broker.publish([message(number) for number in range(start, start + 100)])
+        before = path.stat().st_size
+        async with asyncio.timeout(10):
+            while path.stat().st_size == before:  # noqa: ASYNC110 - the thread that copies knows no asyncio.Event
+                await asyncio.sleep(0.01)
+
+    run(path, test)
+
+
+def test_a_batch_is_stored_whole_whatever_its_length(tmp_path: Path) -> None:
+    """Rows go in by the dozen, and what a batch repeats is known in it, next to it and in dozens of others."""
+
+    async def test(broker: SqliteTransport) -> None:
+        for size in (1, 31, 32, 33, 100):
+            batch = [message(1_000 * size + number) for number in range(size)]
+            receipts = await broker.publish([*batch, *batch[:1]])
+            assert [(one.id, "stored") for one in batch] == [(one.id, one.status) for one in receipts[:size]]
+            assert ["duplicate"] * size == [one.status for one in await broker.publish(batch)]
+        assert 1 + 31 + 32 + 33 + 100 == (await broker.topics())[0].messages
+
+    run(tmp_path / "broker.db", test)

@@ -47,6 +47,19 @@ class FileKind(NamedTuple):
     errors: FileErrors
 
 
+class _Forks:
+    """How many forks lie between the first process and this one: asked before every statement, so no system call."""
+
+    seen = 0
+
+    @classmethod
+    def count(cls) -> None:
+        cls.seen += 1
+
+
+os.register_at_fork(after_in_child=_Forks.count)
+
+
 class SqliteFile:
     """An SQLite file that is safe to use. Made by `open_sqlite_file`; `close` it last, after its connections."""
 
@@ -56,7 +69,7 @@ class SqliteFile:
         self.turn = turn
         self.what = f"{kind.noun} {path}"
         self.mapped = Mapped(self.typed)
-        self._process = os.getpid()
+        self._forks = _Forks.seen
         self._written = 0
         self._closed = False
         self._failed_sync = False
@@ -65,7 +78,7 @@ class SqliteFile:
     def check_usable(self) -> None:
         """Raise the *closed* error in a forked child (a connection does not survive ``fork``), and the *refused* one
         after a failed sync: the next one may succeed although data of the failed one is gone."""
-        if os.getpid() != self._process:
+        if self._forks != _Forks.seen:
             raise self.kind.errors.closed(
                 f"{self.what} was opened before fork()", hint="open it in the process that uses it"
             )
@@ -142,6 +155,11 @@ class SqliteFile:
                 _log.warning("tidewire.sqlite.checkpoint", extra=fields)
             self._log_size = log_size
 
+    @property
+    def untidy(self) -> bool:
+        """Whether there is enough in the log for `tidy`."""
+        return self._written >= _UNTIDY_BYTES
+
     def _size_of_log(self) -> int:
         try:
             return os.stat(f"{self.path}-wal").st_size
@@ -153,6 +171,7 @@ class SqliteFile:
 
         False if a long reader was in the way: try again later.
         """
+        self._written = 0
         if self._size_of_log() <= keep:
             busy, _, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
         else:
@@ -162,7 +181,6 @@ class SqliteFile:
                 busy, _, _ = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
             finally:
                 connection.execute(f"PRAGMA busy_timeout={_BUSY_MS}")
-        self._written = 0
         self._log_size = self._size_of_log()
         return not busy
 
@@ -189,7 +207,7 @@ class SqliteFile:
 
 _BUSY_MS = 5_000
 _LOOKS_MAX = 8
-_LOG_BYTES = 4 << 20
+_LOG_BYTES, _UNTIDY_BYTES = 4 << 20, 1 << 20
 _SETTINGS = (
     # Two connections that recover or close at once wait for each other; writers have the turn.
     ("busy_timeout", _BUSY_MS),

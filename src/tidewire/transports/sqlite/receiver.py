@@ -39,7 +39,10 @@ class SqliteReceiver:
     @property
     def unsettled(self) -> int:
         """How many deliveries are out."""
-        return sum(lane.unsettled for lane in self.lanes.values())
+        count = 0
+        for lane in self.lanes.values():
+            count += len(lane.out) + len(lane.inbox_out)
+        return count
 
     # --- the protocol -------------------------------------------------------------------------------------------
 
@@ -84,7 +87,11 @@ class SqliteReceiver:
         settling = Settling(self, ack, release, move)
         if settling.by_lane:
             now = self._shared.clock.now_us()
-            await self._shared.writer.submit(lambda connection: settling.write(connection, now), vital=True)
+            # A few acks can wait for company: what depends on them is credit, and of that there is enough.
+            patient = not release and not move and len(ack) * 4 < self.subscription.prefetch
+            await self._shared.writer.submit(
+                lambda connection: settling.write(connection, now), vital=True, patient=patient
+            )
         result = settling.conclude()
         if not self.unsettled:
             self.calm.set()

@@ -51,7 +51,7 @@ class Shared:
         self.aside = Reading(file)
         self.names = Names(self.read)
         self.waker = Waker(name, self._woken)
-        self.writer = Writer(file, self._writing, self._committed)
+        self.writer = Writer(file, self._writing, tell=self._tell, wake=self._wake)
         self._others: list[tuple[str, set[int]]] = []
         self._others_at = 0.0
 
@@ -95,10 +95,8 @@ class Shared:
             if what == MEMBERS:
                 receiver.members_changed.set()
 
-    def _committed(self, topics: set[int], subs: set[int]) -> None:
-        """On the writer thread, after a commit: wake who reads what was touched."""
-        if self.receivers:
-            self._loop.call_soon_threadsafe(self._wake_here, topics, subs)
+    def _tell(self, topics: set[int], subs: set[int]) -> None:
+        """On the writer thread, after a commit: wake the processes in which somebody reads what was touched."""
         now = self._loop.time()
         if now - self._others_at > _FRESH:
             self._others_at = now
@@ -109,7 +107,7 @@ class Shared:
         if self._others:
             self.waker.send({address for address, read in self._others if not topics or read & topics}, WORK)
 
-    def _wake_here(self, topics: set[int], subs: set[int]) -> None:
+    def _wake(self, topics: set[int], subs: set[int]) -> None:
         for receiver in self.receivers:
             receiver.touched(topics, subs)
 

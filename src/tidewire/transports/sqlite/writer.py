@@ -2,6 +2,7 @@
 
 A job is a function of the connection; it runs on the writer thread inside a transaction with its neighbours. If one
 of them fails, the transaction is rolled back and each runs again alone, so that only the culprit hears of it.
+A *patient* job waits a little for others to share a sync with: an ack that is late costs nothing but a duplicate.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
 
 from tidewire.errors import TransportClosed, TransportError, TransportRefused, TransportUnavailable
+from tidewire.kit.bell import Bell
 from tidewire.kit.sqlite_errors import is_full
 from tidewire.kit.sqlite_file import SqliteFile
 
@@ -27,7 +29,9 @@ Job = Callable[[sqlite3.Connection], Any]
 Committed = Callable[[set[int], set[int]], None]
 _logger = logging.getLogger("tidewire.sqlite")
 _JOBS_MAX = 4_096
-_ROWS_BYTES = 2_048
+_PATIENCE = 0.003
+_LULL = 0.002
+_COMMIT_BYTES, _ROW_BYTES = 12_288, 2_048
 _RESERVE_BYTES = 1 << 20
 _LOOK_AT_RESERVE_EVERY = 1.0
 
@@ -38,18 +42,21 @@ class Entry(NamedTuple):
     job: Job
     future: asyncio.Future[Any]
     vital: bool
+    patient: bool
 
 
 class Writer:
-    """Runs jobs. *on_commit* is called on the writer thread with what it touched: topics, and group-topics."""
+    """Runs jobs. After a commit that touched topics or group-topics, *tell* is called with them on the writer thread,
+    and *wake* on the event loop."""
 
-    def __init__(self, file: SqliteFile, connection: sqlite3.Connection, on_commit: Committed) -> None:
+    def __init__(self, file: SqliteFile, connection: sqlite3.Connection, *, tell: Committed, wake: Committed) -> None:
         self.file = file
         self._connection = connection
-        self._on_commit = on_commit
+        self._tell = tell
+        self._wake = wake
         self._loop = asyncio.get_running_loop()
         self._queue: deque[Entry] = deque()
-        self._wanted = threading.Event()
+        self._bell = Bell()
         self._closing = False
         self._broken: TransportRefused | None = None
         self._periodic: dict[object, tuple[float, Job]] = {}
@@ -62,7 +69,7 @@ class Writer:
         self._thread = threading.Thread(target=self._live, name="tidewire-broker", daemon=True)
         self._thread.start()
 
-    async def submit(self, job: Callable[[sqlite3.Connection], T], *, vital: bool = False) -> T:
+    async def submit(self, job: Callable[[sqlite3.Connection], T], *, vital: bool = False, patient: bool = False) -> T:
         """Run *job* and return its result once it is durable. Cancelling the wait does not undo the job.
 
         Raises:
@@ -76,9 +83,8 @@ class Writer:
         while len(self._queue) >= _JOBS_MAX:  # noqa: ASYNC110 - the thread that empties it knows no asyncio.Event
             await asyncio.sleep(0.001)
         future: asyncio.Future[T] = self._loop.create_future()
-        self._queue.append(Entry(job, future, vital))
-        if not self._wanted.is_set():
-            self._wanted.set()
+        self._queue.append(Entry(job, future, vital, patient))
+        self._bell.ring()
         if self._broken is not None:
             self._fail_all()
         return await future
@@ -95,7 +101,7 @@ class Writer:
         """Finish what waits and end the thread; blocks. The connection is closed in the turn."""
         if not self._closing:
             self._closing = True
-            self._wanted.set()
+            self._bell.ring()
             self._thread.join()
 
     # --- on the writer thread -----------------------------------------------------------------------------------
@@ -121,18 +127,29 @@ class Writer:
 
     def _run(self) -> None:
         while True:
-            self._wanted.wait(self._rest())
-            self._wanted.clear()
-            batch = [self._queue.popleft() for _ in range(len(self._queue))]
+            batch = self._next_batch()
             if batch:
                 self._commit(batch)
             self._run_periodic()
             if self._closing and not self._queue:
                 break
 
+    def _next_batch(self) -> list[Entry]:
+        """Wait for jobs, and for company if all of them are patient; nothing where something periodic may be due."""
+        if not self._queue:
+            # The log is copied in a lull, so that it seldom has to be while somebody waits.
+            if self.file.untidy and not self._bell.wait(_LULL):
+                with suppress(TransportUnavailable), self.file.writing(), self.file.mapped:
+                    self.file.tidy(self._connection)
+            if not self._queue:
+                self._bell.wait(self._rest())
+        ends_at = self._loop.time() + _PATIENCE
+        while self._queue and all(entry.patient for entry in self._queue) and not self._closing:
+            if not self._bell.wait(ends_at - self._loop.time()):
+                break
+        return [self._queue.popleft() for _ in range(len(self._queue))]
+
     def _rest(self) -> float:
-        if self._queue:
-            return 0.0
         return min((seconds for seconds, _ in list(self._periodic.values())), default=1.0) / 2
 
     def _run_periodic(self) -> None:
@@ -142,6 +159,7 @@ class Writer:
                 self._due[owner] = now + seconds
                 with suppress(TransportUnavailable):
                     self._transaction([job])
+                    self._deliver((), ())
         for owner in [owner for owner in self._due if owner not in self._periodic]:
             del self._due[owner]
         if now >= self._look_at_reserve_at:
@@ -158,9 +176,23 @@ class Writer:
                 results = [error] * len(batch)
             elif len(batch) > 1 or (batch[0].vital and is_full(error.__cause__)):
                 results = [self._alone(entry) for entry in batch]
-        # One wake-up of the loop for the whole batch.
-        with suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(_deliver, batch, results)
+        self._deliver(batch, results)
+
+    def _deliver(self, batch: Sequence[Entry], results: Sequence[Any]) -> None:
+        """Tell everybody, here with one wake-up of the loop for the whole batch."""
+        topics, subs, self.topics, self.subs = self.topics, self.subs, set(), set()
+        touched = bool(topics or subs)
+        if touched:
+            self._tell(topics, subs)
+
+        def deliver() -> None:
+            _resolve(batch, results)
+            if touched:
+                self._wake(topics, subs)
+
+        if batch or touched:
+            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                self._loop.call_soon_threadsafe(deliver)
 
     def _alone(self, entry: Entry) -> Any:
         try:
@@ -175,7 +207,7 @@ class Writer:
 
     def _transaction(self, jobs: Sequence[Job]) -> list[Any]:
         connection = self._connection
-        self.topics, self.subs = set(), set()
+        before = connection.total_changes
         with self.file.writing(), self.file.mapped:
             connection.execute("BEGIN IMMEDIATE")
             try:
@@ -185,9 +217,7 @@ class Writer:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
                 raise
-            self.file.committed(connection, size=len(jobs) * _ROWS_BYTES)
-        if self.topics or self.subs:
-            self._on_commit(self.topics, self.subs)
+            self.file.committed(connection, size=_COMMIT_BYTES + (connection.total_changes - before) * _ROW_BYTES)
         return results
 
     # --- a reserve for a full disk: acks need room too ------------------------------------------------------------
@@ -224,7 +254,7 @@ class Writer:
         return True
 
 
-def _deliver(batch: Sequence[Entry], results: Sequence[Any]) -> None:
+def _resolve(batch: Sequence[Entry], results: Sequence[Any]) -> None:
     for entry, result in zip(batch, results, strict=True):
         if entry.future.done():
             continue
