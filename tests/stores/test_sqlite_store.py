@@ -14,6 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from tidewire import transaction
@@ -354,5 +355,71 @@ def test_a_log_of_large_rows_is_copied_too(tmp_path: Path) -> None:
                 async with transaction(store) as tx:
                     await tx.execute("INSERT INTO seen VALUES (?)", (f"{number}" + "x" * 300_000,))
             assert (tmp_path / "s.db-wal").stat().st_size < 12 << 20
+
+    asyncio.run(scenario())
+
+
+def test_events_of_many_units_keep_their_order_in_one_commit(tmp_path: Path) -> None:
+    """What commits together is written together: in the order of the units, numbered as the relay will read it."""
+
+    async def scenario() -> None:
+        async with open_sqlite_store(tmp_path / "s.db") as store:
+            sent: list[str] = []
+            for _ in range(3):
+                durables = []
+                for number in range(50):
+                    unit, name = store.unit(), f"{len(sent)}"
+                    await store.outbox.put(unit, [Message(Topic("t"), name, "s", None, {}, b"")])
+                    if number % 7 == 3:
+                        await unit.rollback()
+                    else:
+                        durables.append(await unit.seal())
+                        sent.append(name)
+                for durable in durables:
+                    await durable
+            await store.backlog.lease("relay", timedelta(seconds=30))
+            here = await store.backlog.claim("relay", after=0, limit=1_000)
+            assert sent == [row.message.id for row in here]
+            store.outbox.window.clear()
+            assert here == await store.backlog.claim("relay", after=0, limit=1_000)
+
+    asyncio.run(scenario())
+
+
+def test_what_cannot_be_a_row_is_refused_at_once(tmp_path: Path) -> None:
+    """Not at the commit, where it would take others with it."""
+
+    async def scenario() -> None:
+        async with open_sqlite_store(tmp_path / "s.db") as store:
+            good = Message(Topic("t"), "1", "s", "k", {"a": "b"}, b"")
+            unit = store.unit()
+            for bad, error in (
+                (msgspec.structs.replace(good, key="\ud800"), UnicodeEncodeError),
+                (msgspec.structs.replace(good, headers={"a": "\ud800"}), UnicodeEncodeError),
+                (msgspec.structs.replace(good, not_before=1 << 63), OverflowError),
+            ):
+                with pytest.raises(error):
+                    await store.outbox.put(unit, [bad])
+            await store.outbox.put(unit, [good])
+            await (await unit.seal())
+            assert (1, 0) == tuple(await store.outbox.count())
+
+    asyncio.run(scenario())
+
+
+def test_marks_are_looked_up_by_the_dozen(tmp_path: Path) -> None:
+    """Whatever the number of marks, each gets its own digest, in the order that was asked."""
+
+    async def scenario() -> None:
+        async with open_sqlite_store(tmp_path / "s.db") as store:
+            unit = store.unit()
+            for number in range(0, 100, 2):
+                mark = Mark("g", f"h{number % 3}", 0, "s", str(number))
+                await store.inbox.mark(unit, mark, str(number).encode())
+            await (await unit.seal())
+            for size in (0, 1, 2, 31, 32, 33, 65, 100):
+                asked = [Mark("g", f"h{number % 3}", 0, "s", str(number)) for number in reversed(range(size))]
+                expected = [str(number).encode() if number % 2 == 0 else None for number in reversed(range(size))]
+                assert expected == list(await store.inbox.known(asked))
 
     asyncio.run(scenario())

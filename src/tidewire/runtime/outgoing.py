@@ -46,7 +46,6 @@ class Outgoing:
             await self._publisher.ensure_topics([message])
             context.outgoing.append(message)
         else:
-            await context.unit.begin()
             await self.store.outbox.put(context.unit, [message])
         return message.id
 

@@ -132,7 +132,6 @@ class Publisher:
         unit = self.unit_of(tx)
         if self._store is None:
             raise ConfigurationError("publish(tx=…) needs a store", hint="open the publisher with one")
-        await unit.begin()
         await self._store.outbox.put(unit, messages)
 
     def unit_of(self, tx: Any) -> Unit:

@@ -15,6 +15,11 @@ __all__ = ["SqliteInbox"]
 
 Scope = tuple[str, str, int, str]
 _SCOPES_MAX = 10_000
+_TOGETHER = 32
+_KNOWN = "SELECT event_id, digest FROM tidewire_mark WHERE scope = ? AND event_id = ?"
+_KNOWN_TOGETHER = (
+    f"SELECT event_id, digest FROM tidewire_mark WHERE scope = ? AND event_id IN ({', '.join('?' * _TOGETHER)})"
+)
 
 
 class SqliteInbox:
@@ -28,18 +33,23 @@ class SqliteInbox:
 
     async def known(self, marks: Sequence[Mark]) -> Sequence[bytes | None]:
         """Look the marks up in what is committed, in one read transaction."""
+        asked: dict[int, list[bytes | str]] = {}
+        digests: dict[tuple[int | None, bytes | str], bytes] = {}
         with self._reader.reading(len(marks) > 1) as read:
-            found: list[bytes | None] = []
-            for mark in marks:
-                scope = self._scope(read, mark)
-                if scope is None:
-                    found.append(None)
-                    continue
-                row = read(  # tidewire_mark_once
-                    "SELECT digest FROM tidewire_mark WHERE scope = ? AND event_id = ?", (scope, packed(mark.event_id))
-                ).fetchone()
-                found.append(None if row is None else row[0])
-            return found
+            places = [(self._scope(read, mark), packed(mark.event_id)) for mark in marks]
+            for scope, event_id in places:
+                if scope is not None:
+                    asked.setdefault(scope, []).append(event_id)
+            for scope, event_ids in asked.items():
+                for start in range(0, len(event_ids), _TOGETHER):
+                    some = event_ids[start : start + _TOGETHER]
+                    several = len(some) > 1
+                    rows = read(  # tidewire_mark_once; one statement, so what is short is filled up with its last
+                        _KNOWN_TOGETHER if several else _KNOWN,
+                        (scope, *some, *some[-1:] * (_TOGETHER - len(some))) if several else (scope, *some),
+                    )
+                    digests.update({(scope, event_id): digest for event_id, digest in rows})
+        return [digests.get(place) for place in places]
 
     async def mark(self, unit: Unit, mark: Mark, digest: bytes) -> None:
         """Insert the mark; a committed one makes it `AlreadyMarked`."""

@@ -8,8 +8,10 @@ SQLite has one writer, so row numbers grow in commit order and no lower one can 
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import Sequence
 from datetime import timedelta
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -18,6 +20,7 @@ from tidewire.model import Message, Pending, Stuck, Topic
 from tidewire.protocols import Clock, Unit
 from tidewire.stores.sqlite.reading import Reader
 from tidewire.stores.sqlite.records import NewUnit, durably
+from tidewire.stores.sqlite.turns import Leaving
 from tidewire.stores.sqlite.unit import SqliteUnit, own_unit
 
 __all__ = ["SqliteBacklog", "SqliteOutbox"]
@@ -26,6 +29,9 @@ _encode = msgspec.json.Encoder().encode
 _decode_headers = msgspec.json.Decoder(dict[str, str]).decode
 _WINDOW_MAX = 8_192
 _COLUMNS = "id, source, aggregatetype, aggregateid, type, headers, payload"
+_TOGETHER = 32
+_INSERT = f"INSERT INTO tidewire_outbox ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)"
+_INSERT_TOGETHER = _INSERT + ", (?, ?, ?, ?, ?, ?, ?)" * (_TOGETHER - 1)
 
 
 class SqliteOutbox:
@@ -42,23 +48,36 @@ class SqliteOutbox:
         self.window: dict[int, Message] = {}
 
     async def put(self, unit: Unit, messages: Sequence[Message]) -> None:
-        """Insert rows in *unit*, in order."""
-        own = own_unit(unit, self._reader.file)
-        await own.begin()
-        fresh: dict[int, Message] = {}
+        """Insert rows with the commit of *unit*, in order: all that commits together is written by one statement."""
         now = self._clock.now_us()
-        for message in messages:
-            values = _values(message)
-            if message.not_before is not None and message.not_before > now:
-                own.execute(
-                    f"INSERT INTO tidewire_outbox_delayed ({_COLUMNS}, due) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                    (*values, message.not_before),
-                )
+        own_unit(unit, self._reader.file).leave([_leaving(message, now) for message in messages])
+
+    def write(self, connection: sqlite3.Connection, leaving: Sequence[Leaving]) -> None:
+        """Insert what leaves with a transaction, and number what may leave now."""
+        at_once = [one for one in leaving if one.due is None]
+        for start in range(0, len(at_once), _TOGETHER):
+            some = at_once[start : start + _TOGETHER]
+            if len(some) == _TOGETHER:
+                columns = chain.from_iterable(one.columns for one in some)
+                last = connection.execute(_INSERT_TOGETHER, [*columns]).lastrowid
             else:
-                cursor = own.execute(f"INSERT INTO tidewire_outbox ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)", values)
-                if cursor.lastrowid is not None:
-                    fresh[cursor.lastrowid] = message
-        own.after_commit(lambda: self._appeared(fresh))
+                connection.executemany(_INSERT, [one.columns for one in some])
+                last = connection.execute("SELECT last_insert_rowid()").fetchone()[0]
+            assert last is not None
+            # One writer, AUTOINCREMENT: rows of one statement are numbered one by one.
+            for row, one in enumerate(some, last - len(some) + 1):
+                one.row = row
+        later = [(*one.columns, one.due) for one in leaving if one.due is not None]
+        if later:
+            connection.executemany(
+                f"INSERT INTO tidewire_outbox_delayed ({_COLUMNS}, due) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", later
+            )
+
+    def written(self, leaving: Sequence[Leaving]) -> None:
+        """Keep what has been committed for the relay, as far as there is room, and wake it."""
+        if len(self.window) + len(leaving) <= _WINDOW_MAX:
+            self.window.update({one.row: one.message for one in leaving if one.due is None})
+        self._committed.set()
 
     async def wait(self, longest: timedelta) -> bool:
         """Wait for a commit of this process, one of another (looked for every *poll*), or a due time."""
@@ -118,11 +137,6 @@ class SqliteOutbox:
         self._committed.set()
         return moved
 
-    def _appeared(self, fresh: dict[int, Message]) -> None:
-        if len(self.window) + len(fresh) <= _WINDOW_MAX:
-            self.window.update(fresh)
-        self._committed.set()
-
     def _has_rows(self) -> bool:
         with self._reader.reading() as read:
             return read("SELECT 1 FROM tidewire_outbox LIMIT 1").fetchone() is not None
@@ -177,16 +191,23 @@ class SqliteBacklog:
 
     async def done(self, owner: str, rows: Sequence[int]) -> bool:
         """Delete the rows while the lease holds, in one statement."""
-        wanted = _encode(list(rows)).decode()
+        if not rows:
+            return self._leads(owner)
         now = self._clock.ticks()
+        first, last = min(rows), max(rows)
+        wanted: tuple[int | str, ...]
+        if last - first + 1 == len({*rows}):
+            which, wanted = "row BETWEEN ? AND ?", (first, last)
+        else:  # something in between is to stay
+            which, wanted = "row IN (SELECT value FROM json_each(?))", (_encode(list(rows)).decode(),)
 
         def delete(unit: SqliteUnit) -> bool:
             gone = unit.execute(  # by row number
-                "DELETE FROM tidewire_outbox WHERE row IN (SELECT value FROM json_each(?)) AND EXISTS "
+                f"DELETE FROM tidewire_outbox WHERE {which} AND EXISTS "
                 "(SELECT 1 FROM tidewire_lease WHERE name = 'relay' AND owner = ? AND boot = ? AND until > ?)",
-                (wanted, owner, self._boot, now),
+                (*wanted, owner, self._boot, now),
             )
-            return gone.rowcount > 0 or not rows
+            return gone.rowcount > 0
 
         if not await durably(self._new_unit, delete):
             return self._leads(owner)
@@ -293,18 +314,19 @@ def _topic(message: Message) -> str:
     return message.to.name
 
 
-def _values(message: Message) -> tuple[Any, ...]:
-    """The row of a message; the envelope is in the headers, the first five columns are for those who read the table."""
+def _leaving(message: Message, now: int) -> Leaving:
+    """Return the row of a message; the envelope is in the headers, the first five columns are for those who read the
+    table. What cannot be a row raises here, and not at the commit."""
     headers = message.headers
-    return (
-        message.id,
-        message.source,
-        _topic(message),
-        message.key,
-        headers.get("ce-type", ""),
-        _encode(headers).decode(),
-        message.body,
-    )
+    texts = (message.id, message.source, _topic(message), message.key, headers.get("ce-type", ""))
+    joined = "".join((message.id, message.source, texts[2], message.key or "", *headers.values()))
+    if not joined.isascii():
+        joined.encode()
+    due = message.not_before
+    if due is not None and due.bit_length() > 63:
+        raise OverflowError(f"{message.id}: its time is beyond what a row can hold")
+    later = due if due is not None and due > now else None
+    return Leaving(message, (*texts, _encode(headers).decode(), message.body), later)
 
 
 def _message(row: tuple[Any, ...]) -> Message:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tidewire.clock import SystemClock
-from tidewire.kit.sqlite_file import SqliteFile, open_sqlite_file
+from tidewire.kit.sqlite_file import open_sqlite_file
 from tidewire.model import Guard
 from tidewire.protocols import Clock
 from tidewire.stores.sqlite.inbox import SqliteInbox
@@ -33,12 +34,12 @@ class SqliteStore:
     Its tables are named ``tidewire_…``; all others are the user's. Several processes of one service may share it.
     """
 
-    def __init__(self, file: SqliteFile, turns: Turns, reader: Reader, *, clock: Clock, poll: timedelta) -> None:
-        self.file = file
-        self._turns = turns
+    def __init__(self, connection: sqlite3.Connection, reader: Reader, *, clock: Clock, poll: timedelta) -> None:
+        self.file = reader.file
         self._speeds: dict[str, float] = {}
         self.inbox = SqliteInbox(reader, clock, self.unit)
         self.outbox = SqliteOutbox(reader, clock, self.unit, poll=poll)
+        self._turns = Turns(self.file, connection, self.outbox)
         boot = boot_id()
         self.backlog = SqliteBacklog(reader, self.outbox, self.unit, clock, boot)
         self.timetable = SqliteTimetable(reader, self.unit, clock, boot)
@@ -53,6 +54,10 @@ class SqliteStore:
     def saturated(self) -> bool:
         """Whether one more unit could only queue for the turn now."""
         return self._turns.saturated()
+
+    async def close(self) -> None:
+        """Commit what has begun; nothing can begin any more."""
+        await self._turns.close()
 
     def adopt_tx(self, tx: Any) -> SqliteUnit | None:
         """Return the unit of a `SqliteTx` or `SyncSqliteTx` of this store."""
@@ -77,12 +82,12 @@ async def open_sqlite_store(
     """
     file = open_sqlite_file(path, STORE)
     try:
-        turns = Turns(file, file.connect())
-        reading = file.connect(read_only=True)
+        writing, reading = file.connect(), file.connect(read_only=True)
+        store = SqliteStore(writing, Reader(file, reading), clock=clock or SystemClock(), poll=poll)
         try:
-            yield SqliteStore(file, turns, Reader(file, reading), clock=clock or SystemClock(), poll=poll)
+            yield store
         finally:
-            await turns.close()
+            await store.close()
             await asyncio.to_thread(file.close_connection, reading)
     finally:
         file.close()

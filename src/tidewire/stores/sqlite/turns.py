@@ -13,7 +13,7 @@ import logging
 import sqlite3
 import threading
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
@@ -21,8 +21,9 @@ from typing import Any, Protocol, TypeVar
 
 from tidewire.errors import StoreUnavailable, TransactionLost
 from tidewire.kit.sqlite_file import SqliteFile
+from tidewire.model import Message
 
-__all__ = ["Shared", "Turns"]
+__all__ = ["Leaving", "Shared", "Turns"]
 
 T = TypeVar("T")
 _logger = logging.getLogger("tidewire.store")
@@ -30,8 +31,32 @@ _TURNS_MAX = 64
 _AGE_MAX = 0.005
 _BRIEF = 0.001
 _WAIT = timedelta(seconds=30)
-_ROW_BYTES = 2_048
+_COMMIT_BYTES, _ROW_BYTES, _ROWS_EACH = 12_288, 1_024, 3
 _BUSY_MS = 5_000
+
+
+class Leaving:
+    """A message on its way into the outbox: its columns, its due time if it is to wait, the row it was given."""
+
+    __slots__ = ("columns", "due", "message", "row")
+
+    def __init__(self, message: Message, columns: tuple[Any, ...], due: int | None) -> None:
+        self.message = message
+        self.columns = columns
+        self.due = due
+        self.row = 0
+
+
+class Rows(Protocol):
+    """Where the messages of a shared transaction go."""
+
+    def write(self, connection: sqlite3.Connection, leaving: Sequence[Leaving]) -> None:
+        """Insert them, last of all in their transaction; on the writer thread."""
+        ...
+
+    def written(self, leaving: Sequence[Leaving]) -> None:
+        """They are durable; on the event loop."""
+        ...
 
 
 class Taker(Protocol):
@@ -50,14 +75,14 @@ class Shared:
         StoreUnavailable: nothing of it is stored; the disk is full or the like.
     """
 
-    __slots__ = ("after", "future", "guarded", "since", "turns")
+    __slots__ = ("future", "guarded", "leaving", "since", "turns")
 
     def __init__(self, future: asyncio.Future[None], since: float) -> None:
         self.future = future
         self.since = since
         self.turns = 0
         self.guarded: set[tuple[str, str, int]] = set()
-        self.after: list[Callable[[], None]] = []
+        self.leaving: list[Leaving] = []
 
     def __await__(self) -> Generator[Any, None, None]:
         if not self.future.done():
@@ -68,9 +93,10 @@ class Shared:
 class Turns:
     """The one writer of a store's file in this process."""
 
-    def __init__(self, file: SqliteFile, connection: sqlite3.Connection) -> None:
+    def __init__(self, file: SqliteFile, connection: sqlite3.Connection, outbox: Rows) -> None:
         self.file = file
         self.connection = connection
+        self._outbox = outbox
         connection.execute("PRAGMA busy_timeout=0")  # the event loop never waits for a lock
         self.holder: Taker | None = None
         self.shared: Shared | None = None
@@ -93,6 +119,16 @@ class Turns:
             return True
         return self.holder is not None and self._loop.time() - self._granted < _BRIEF
 
+    def take_at_once(self, taker: Taker) -> Shared | None:
+        """Take the turn in the transaction that is open, if nobody has it or waits for it; else as `take`."""
+        shared = self.shared
+        if shared is None or self.holder is not None or self._committing is not None or self._waiting:
+            return None
+        self.holder = taker
+        self._granted = self._loop.time()
+        self._set_savepoint(shared)
+        return shared
+
     async def take(self, taker: Taker) -> Shared:
         """Wait for the turn and return the transaction it is in; the savepoint ``unit`` is set.
 
@@ -104,16 +140,11 @@ class Turns:
         self.holder = taker
         self._granted = self._loop.time()
         try:
-            if self.shared is None:
-                await self._begin()
-            with self.file.mapped:
-                self.connection.execute("SAVEPOINT unit")
+            shared = self.shared or await self._begin()
         except BaseException:
             self.give()
             raise
-        shared = self.shared
-        assert shared is not None
-        shared.turns += 1
+        self._set_savepoint(shared)
         return shared
 
     def give(self, *, close: bool = False) -> None:
@@ -191,7 +222,16 @@ class Turns:
                 return True
         return False
 
-    async def _begin(self) -> None:
+    def _set_savepoint(self, shared: Shared) -> None:
+        try:
+            with self.file.mapped:
+                self.connection.execute("SAVEPOINT unit")
+        except BaseException:
+            self.give()
+            raise
+        shared.turns += 1
+
+    async def _begin(self) -> Shared:
         self.file.check_usable()
         if not self._begin_at_once():
             try:
@@ -200,7 +240,8 @@ class Turns:
                 if self.connection.in_transaction:  # it began all the same: somebody has to end it
                     self.shared = Shared(self._loop.create_future(), self._loop.time())
                 raise
-        self.shared = Shared(self._loop.create_future(), self._loop.time())
+        shared = self.shared = Shared(self._loop.create_future(), self._loop.time())
+        return shared
 
     def _begin_at_once(self) -> bool:
         """Begin on the loop if nobody else is writing; False if it has to be waited for."""
@@ -243,19 +284,23 @@ class Turns:
         """Send the open transaction to the disk. Turns wait until it is there."""
         shared, self.shared = self.shared, None
         assert shared is not None
-        self._committing = self._loop.run_in_executor(self._thread, self._commit_blocking, shared.turns)
+        self._committing = self._loop.run_in_executor(self._thread, self._commit_blocking, shared)
         self._committing.add_done_callback(lambda done: self._committed(shared, done))
 
-    def _commit_blocking(self, turns: int) -> None:
+    def _commit_blocking(self, shared: Shared) -> None:
         try:
+            before = self.connection.total_changes
             with self.file.mapped:
                 try:
+                    if shared.leaving:
+                        self._outbox.write(self.connection, shared.leaving)
                     self.connection.execute("COMMIT")
-                except sqlite3.Error:
+                except BaseException:
                     if self.connection.in_transaction:
                         self.connection.execute("ROLLBACK")
                     raise
-            self.file.committed(self.connection, size=turns * _ROW_BYTES)
+            changes = self.connection.total_changes - before + shared.turns * _ROWS_EACH
+            self.file.committed(self.connection, size=_COMMIT_BYTES + changes * _ROW_BYTES)
         finally:
             self.file.turn.release()
 
@@ -266,8 +311,8 @@ class Turns:
             _fail(shared.future, error)
         elif not shared.future.done():
             shared.future.set_result(None)
-            for after in shared.after:
-                after()
+            if shared.leaving:
+                self._outbox.written(shared.leaving)
         self._next()
 
 

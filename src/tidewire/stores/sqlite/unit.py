@@ -15,7 +15,7 @@ from tidewire.kit.sqlite_errors import is_full
 from tidewire.kit.sqlite_file import SqliteFile
 from tidewire.model import Guard
 from tidewire.protocols import Unit
-from tidewire.stores.sqlite.turns import Shared, Turns
+from tidewire.stores.sqlite.turns import Leaving, Shared, Turns
 
 __all__ = ["SqliteTx", "SqliteUnit", "SyncSqliteTx", "Written", "own_unit"]
 
@@ -53,10 +53,10 @@ class SqliteUnit:
     """
 
     __slots__ = (
-        "_after",
         "_beginning",
         "_guard",
         "_label",
+        "_leaving",
         "_lock",
         "_poison",
         "_shared",
@@ -79,11 +79,11 @@ class SqliteUnit:
         self._since = 0.0
         self._spent = 0.0
         self._beginning: asyncio.Future[None] | None = None
+        self._leaving: list[Leaving] = []
         self._poison: Exception | None = None
         self._tx: SqliteTx | None = None
         self._sync: SyncSqliteTx | None = None
         self._lock: threading.Lock | None = None
-        self._after: list[Callable[[], None]] = []
 
     @property
     def tx(self) -> SqliteTx:
@@ -109,26 +109,35 @@ class SqliteUnit:
         """Take the turn; nothing if it is taken."""
         if self._state == "open":
             return
+        if self._state == "new" and self._beginning is None:
+            shared = self.turns.take_at_once(self)
+            if shared is not None:
+                self._opened(shared)
+                return
         if self._beginning is not None:  # two first statements at once share one turn
             await asyncio.shield(self._beginning)
             return
         if self._state != "new":
             raise TransactionClosed("this unit has ended", hint="use context.tx only while its handler runs")
-        loop = asyncio.get_running_loop()
-        beginning = self._beginning = loop.create_future()
+        beginning = self._beginning = asyncio.get_running_loop().create_future()
         try:
-            self._shared = await self.turns.take(self)
-            self._state = "open"
-            self._since = loop.time()
+            self._opened(await self.turns.take(self))
         finally:
             self._beginning = None
             beginning.set_result(None)
 
+    def _opened(self, shared: Shared) -> None:
+        self._shared = shared
+        self._state = "open"
+        self._since = self.turns.clock()
+
     async def seal(self) -> Awaitable[None]:
         """End the turn; what comes back resolves when the shared transaction is durable."""
         if self._state == "new":
-            self._state = "ended"
-            return _durable()
+            if not self._leaving:
+                self._state = "ended"
+                return _durable()
+            await self.begin()
         if self._state == "lost":
             self._state = "ended"
             if self._poison is not None:  # its own statement did it: its own failure
@@ -148,9 +157,9 @@ class SqliteUnit:
             raise LaneFenced(f"{guard.group}: epoch {guard.epoch} of lane {guard.lane} has been taken over")
         interrupted = await self._quiet()
         try:
-            self._run(lambda: self.turns.connection.execute("RELEASE unit"))
+            self.execute("RELEASE unit")
             self._state = "ended"
-            shared.after += self._after
+            shared.leaving += self._leaving
             self.turns.give(close=self._timed() > _SLOW)
         finally:
             self._release_lock()
@@ -182,9 +191,15 @@ class SqliteUnit:
         self._state = "lost"
         self.turns.give()
 
-    def after_commit(self, action: Callable[[], None]) -> None:
-        """Call *action* once this unit is durable: never after a rollback of its own."""
-        self._after.append(action)
+    def leave(self, messages: Iterable[Leaving]) -> None:
+        """Write *messages* into the outbox with the commit, if the unit is sealed.
+
+        Raises:
+            TransactionClosed: the unit has ended.
+        """
+        if self._state == "ended" or self._state == "lost":
+            raise TransactionClosed("this unit has ended")
+        self._leaving += messages
 
     def forget_guards(self) -> None:
         """An epoch has changed in this transaction: later units of it must look again."""
@@ -239,12 +254,6 @@ class SqliteUnit:
         if self._lock is not None:
             self._lock.release()
 
-    def _run(self, function: Callable[[], T]) -> T:
-        try:
-            return function()
-        except sqlite3.Error as error:
-            raise self._failed(error) from error
-
     def _failed(self, error: sqlite3.Error) -> Exception:
         """Note what a failed statement means for this unit and return what is to be raised."""
         if not self.turns.connection.in_transaction:
@@ -273,7 +282,7 @@ class SqliteUnit:
         """Note how long the user's statements took; return the larger of this and the average of its kind."""
         speeds = self._speeds
         average = speeds[self._label] = self._spent * 0.1 + speeds.get(self._label, 0.0) * 0.9
-        took = asyncio.get_running_loop().time() - self._since
+        took = self.turns.clock() - self._since
         if took > _VERY_SLOW:
             _logger.warning("tidewire.store.slow_turn", extra={"handler": self._label, "seconds": round(took, 3)})
         return max(average, self._spent)
