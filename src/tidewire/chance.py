@@ -40,21 +40,22 @@ class UUID7Ids:
         self._process = os.getpid()
         self._last_ms = 0
         self._sequence = 0
+        self._beginning = ""
 
     def event_id(self) -> str:
         """Return a UUIDv7 in its 36-character form."""
         if not self._given and os.getpid() != self._process:  # a forked child must not repeat its parent
             self._chance, self._process = _seeded(), os.getpid()
         ms = time.time_ns() // 1_000_000
-        if ms > self._last_ms:
-            self._last_ms, self._sequence = ms, 0
+        if ms > self._last_ms or self._sequence == 0xFFF:
+            self._last_ms = max(ms, self._last_ms + 1)
+            self._sequence = 0
+            text = f"{self._last_ms:012x}"
+            self._beginning = f"{text[:8]}-{text[8:]}-7"  # the ids of a millisecond share it
         else:
             self._sequence += 1
-            if self._sequence > 0xFFF:
-                self._last_ms, self._sequence = self._last_ms + 1, 0
-        tail = 0x8000_0000_0000_0000 | self._chance.getrandbits(62)
-        text = f"{self._last_ms << 16 | 0x7000 | self._sequence:016x}{tail:016x}"
-        return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+        tail = f"{0x8000_0000_0000_0000 | self._chance.getrandbits(62):x}"
+        return f"{self._beginning}{self._sequence:03x}-{tail[:4]}-{tail[4:]}"
 
 
 class RandomJitter:

@@ -47,7 +47,7 @@ class DeadChannel(msgspec.Struct, frozen=True, gc=False):
 Address: TypeAlias = Topic | InboxChannel | DeadChannel
 
 
-class Message(msgspec.Struct, frozen=True):
+class Message(msgspec.Struct, frozen=True, gc=False):
     """What travels: headers and bytes.
 
     *headers* carry the whole envelope in the core's spelling (see `tidewire.rules.cloudevents`): ``ce-id``,
@@ -66,7 +66,7 @@ class Message(msgspec.Struct, frozen=True):
     not_before: int | None = None
 
 
-class Delivery(msgspec.Struct, frozen=True):
+class Delivery(msgspec.Struct, frozen=True, gc=False):
     """One handing-over of a message to one member of a group.
 
     *lane* and *epoch* say by what right this member has it; *position* is opaque to the core, unique within

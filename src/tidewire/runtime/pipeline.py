@@ -158,13 +158,14 @@ class Pipeline:
         store = self._store
         unit = None if store is None else store.unit(self.guards.get(delivery.lane), label=route.type)
         failures = 0 if work.failure is None else work.failure.failures
-        context = work.context = Context[Any](
+        context: Context[Any] = Context(
             [message],
             attempt=delivery.attempt + failures,
             unit=unit,
             publish=self._outgoing.publish,
             resources=self._resources,
         )
+        work.context = context
         bound: Bound | None = None
         work.cancellable = True
         try:
@@ -201,9 +202,10 @@ class Pipeline:
         store = self._store
         unit = None if store is None else store.unit(self.guards.get(lead.delivery.lane), label=route.type)
         attempt = max(work.delivery.attempt for work in works)
-        context = lead.context = Context[Any](
+        context: Context[Any] = Context(
             messages, attempt=attempt, unit=unit, publish=self._outgoing.publish, resources=self._resources
         )
+        lead.context = context
         lead.cancellable = True
         try:
             returned = await bound.call_many(events, context)
