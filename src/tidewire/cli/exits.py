@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextvars import ContextVar
 from difflib import get_close_matches
 from typing import NoReturn
 
@@ -18,7 +19,18 @@ from tidewire.errors import (
     TransportUnavailable,
 )
 
-__all__ = ["FAILED", "INTERRUPTED", "OK", "UNAVAILABLE", "USAGE", "CommandParser", "did_you_mean", "exit_code", "tell"]
+__all__ = [
+    "FAILED",
+    "INTERRUPTED",
+    "OK",
+    "UNAVAILABLE",
+    "USAGE",
+    "CommandParser",
+    "did_you_mean",
+    "exit_code",
+    "parser_of",
+    "tell",
+]
 
 OK = 0
 FAILED = 1
@@ -64,8 +76,15 @@ class CommandParser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
 
+    @property
+    def arguments(self) -> Sequence[argparse.Action]:
+        """What it takes: options and positional arguments, in order."""
+        return self._actions
+
     def parse_all(self, arguments: Sequence[str]) -> argparse.Namespace:
         """Parse *arguments*, all of them; an unknown one ends the command with the nearest known one."""
+        if _showing.get():
+            raise _Shown(self)
         found, unknown = self.parse_known_args(arguments)
         if unknown:
             tell(f"{self.prog}: unknown argument {unknown[0]!r}", hint=self._hint(unknown[0]))
@@ -80,3 +99,26 @@ class CommandParser(argparse.ArgumentParser):
     def _hint(self, given: str) -> str:
         known = re.findall(r"--[a-z][a-z-]*", self.format_help())
         return did_you_mean(given.split("=")[0], known) or f"`{self.prog} --help` lists what it takes"
+
+
+def parser_of(command: Callable[[Sequence[str]], int]) -> CommandParser:
+    """Return the parser with which *command*, the ``main`` of one, parses its arguments; nothing else is done."""
+    token = _showing.set(True)
+    try:
+        command([])
+    except _Shown as shown:
+        return shown.parser
+    finally:
+        _showing.reset(token)
+    raise AssertionError(f"{command.__module__} does something before it parses its arguments")
+
+
+class _Shown(Exception):
+    """The way out of a command that was called for its parser."""
+
+    def __init__(self, parser: CommandParser) -> None:
+        super().__init__(parser.prog)
+        self.parser = parser
+
+
+_showing: ContextVar[bool] = ContextVar("showing", default=False)

@@ -10,7 +10,7 @@ from typing import TypeAlias
 from tidewire.cli.exits import FAILED, INTERRUPTED, OK, USAGE, did_you_mean, exit_code, tell
 from tidewire.errors import TidewireError
 
-__all__ = ["COMMANDS", "main"]
+__all__ = ["COMMANDS", "command_of", "main"]
 
 Command: TypeAlias = Callable[[Sequence[str]], int]
 
@@ -19,6 +19,7 @@ Command: TypeAlias = Callable[[Sequence[str]], int]
 COMMANDS: dict[str, tuple[str, str]] = {
     "bench": ("tidewire.cli.bench", "how fast this broker is, here and now"),
     "check": ("tidewire.cli.check", "what is promised to every subscription; unsafe settings are refused"),
+    "completion": ("tidewire.cli.completion", "a script that completes commands and options in your shell"),
     "demo": ("tidewire.cli.demo.command", "a shop of five services, killed on the way, and books that balance"),
     "describe": ("tidewire.cli.describe", "handlers, events in and out, retries in words; opens nothing"),
     "dev": ("tidewire.cli.dev.command", "all services of a project, with reload and one merged log"),
@@ -90,13 +91,18 @@ def _dispatch(given: list[str]) -> int:
         hint = did_you_mean(given[0], COMMANDS) or "`tidewire --help` lists the commands"
         tell(f"there is no command {given[0]!r}", hint=hint)
         return USAGE
-    module, _, function = COMMANDS[given[0]][0].partition(":")
+    return command_of(given[0])(given[1:])
+
+
+def command_of(name: str) -> Command:
+    """Load one of `COMMANDS` and return what runs it."""
+    module, _, function = COMMANDS[name][0].partition(":")
     command: Command = getattr(importlib.import_module(module), function or "main")
-    return command(given[1:])
+    return command
 
 
 def _usage() -> str:
-    return USAGE_TEXT.format(commands="\n".join(f"  {name:<8} {line}" for name, (_, line) in COMMANDS.items()))
+    return USAGE_TEXT.format(commands="\n".join(f"  {name:<10} {line}" for name, (_, line) in COMMANDS.items()))
 
 
 def _version() -> str:

@@ -27,7 +27,7 @@ from tidewire.cli.demo.shop.services import SERVICES
 from tidewire.cli.demo.supervisor import Supervisor
 from tidewire.cli.demo.view import View, print_books
 from tidewire.cli.demo.worker import OPTIONS
-from tidewire.cli.exits import INTERRUPTED
+from tidewire.cli.exits import INTERRUPTED, CommandParser
 from tidewire.errors import ConfigurationError, MissingExtra
 from tidewire.kit.groups import first_error
 from tidewire.model import GroupSpec, TopicSpec
@@ -42,11 +42,11 @@ _STILL_MAX = 30.0
 _SHIPPED = "orders-5000.jsonl"
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> CommandParser:
     """Return the command's parser."""
-    made = argparse.ArgumentParser(
-        prog="tidewire demo",
-        description="Run a shop of five services as separate processes and account for every order.",
+    made = CommandParser(
+        "tidewire demo",
+        "Run a shop of five services as separate processes and account for every order.",
         epilog="examples: tidewire demo --chaos · tidewire demo --orders mine.jsonl --json · "
         "tidewire demo --chaos --plant no-inbox   (exit 0: the books balance, 1: they do not)",
     )
@@ -61,13 +61,13 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
     """Run the demo: 0 if the books balance, 1 if not.
 
     Raises:
         ConfigurationError: the order file cannot be read, or an option cannot be.
     """
-    arguments = parser().parse_args(argv)
+    arguments = parser().parse_all(argv)
     if arguments.seconds is not None and not 0 < arguments.seconds < 86_400:
         raise ConfigurationError("--seconds must be above zero")
     _check_extra()
@@ -278,4 +278,4 @@ def write_shipped(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
