@@ -134,9 +134,39 @@ def memory_site(opened: Opened = open_memory_transport, *, patience: float = 8.0
     """Return a site with a broker of its own; *opened* may put something between the suite and the transport."""
     clock = JumpingClock()
     broker = MemoryBroker(clock=clock)
+    refused: set[str] = set()
+
+    def reason(message: Message) -> str | None:
+        if message.id not in refused:
+            return None
+        refused.discard(message.id)
+        return "invalid"
+
+    @asynccontextmanager
+    async def away() -> AsyncGenerator[None]:
+        """What a client with no patience at all sees of a broker that is down, or does not answer."""
+        broker.down = True
+        try:
+            yield
+        finally:
+            broker.down = False
+
+    async def cut() -> None:
+        async with away():
+            await asyncio.sleep(0.02)
+
+    broker.refuse = reason
     return Site(
         open=lambda: opened(broker),
-        faults=Faults(spawn=lambda: spawn(opened(broker)), shift=clock.jump),
+        faults=Faults(
+            spawn=lambda: spawn(opened(broker)),
+            shift=clock.jump,
+            cut=cut,
+            hang=away,
+            outage=away,
+            refuse=refused.add,
+        ),
         patience=patience,
         apart=lambda: memory_site(opened),
+        soak=timedelta(seconds=1),
     )

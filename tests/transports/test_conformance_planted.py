@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import planted
+import planted_faults as faults
 import pytest
 from memory_site import memory_site
 from planted import Adapter
@@ -49,6 +50,12 @@ CAUGHT: list[tuple[type[Adapter], str]] = [
     (planted.RemembersOwners, "test_owners_have_live_leases"),
     (planted.NumbersActsFromTheEnd, "test_acts_are_kept_in_order"),
     (planted.LosesEmptyHeaders, "test_headers_roundtrip_unicode_empty_values_64"),
+    (faults.ReportsBeforeTheConfirm, "test_publish_connection_lost_in_flight"),
+    (faults.ReportsATimeoutAsRejected, "test_publish_timeout_is_unknown_then_retry_same_id"),
+    (faults.AcksForTheNextOwner, "test_stale_settle_is_lost_not_stolen"),
+    (faults.AcksWhenCancelled, "test_leaving_under_cancellation_gives_back_at_once"),
+    (faults.IsDeafAfterAReconnect, "test_reconnect_during_consume"),
+    (faults.HangsInClose, "test_close_with_hung_broker"),
 ]
 
 
@@ -66,6 +73,7 @@ class Suite(TransportConformance):
 @pytest.fixture(autouse=True)
 def _close_what_leaks() -> Iterator[None]:
     yield
+    faults.IsDeafAfterAReconnect.receiver.deaf = False
     while planted.LeaksFiles.leaked:
         os.close(planted.LeaksFiles.leaked.pop())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from datetime import timedelta
 from pathlib import Path
 
 from tidewire.testing.transports import Faults, Site, TransportConformance, spawn_client
@@ -41,4 +42,5 @@ class TestSqliteTransport(TransportConformance):
                 spawn=lambda: spawn_client(OPENER, path, harmless=lambda: _nobody_writes(path)),
                 restart=_nothing_is_left_running,
             ),
+            soak=timedelta(seconds=2),
         )

@@ -6,12 +6,13 @@ assertion that fails.
 
 from __future__ import annotations
 
-from tidewire.testing.transports.bench import Bench, Faults, Reader, Site
+from tidewire.testing.transports.bench import Bench, Binding, Faults, Reader, Site
 from tidewire.testing.transports.clients import Client, forward, spawn_client
 from tidewire.testing.transports.suite import TransportConformance, run_case
 
 __all__ = [
     "Bench",
+    "Binding",
     "Client",
     "Faults",
     "Reader",

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -40,6 +40,7 @@ __all__ = [
     "LEASE",
     "PATIENCE",
     "Bench",
+    "Binding",
     "Faults",
     "Reader",
     "Site",
@@ -61,17 +62,44 @@ PATIENCE: ContextVar[float] = ContextVar("PATIENCE")
 """Seconds within which what must happen has happened; set from the site, for the length of a case."""
 
 
+class Binding(Protocol):
+    """A broker's official CloudEvents binding, in somebody else's code: headers are spelled as ours (``ce-id`` …)."""
+
+    async def write(self, topic: str, *, headers: Mapping[str, str], body: bytes) -> None:
+        """Write one event to the broker's object of a topic."""
+        ...
+
+    async def read(self, topic: str) -> tuple[Mapping[str, str], bytes]:
+        """Read the newest event of a topic."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Faults:
     """What the test environment can do to a broker and its clients. What is None is not proven.
 
     *spawn* starts a client that can be killed and paused. *restart* kills the broker and starts it again; when
-    it is called, every client of the test is gone. *shift* moves the broker's wall clock.
+    it is called, every client of the test is gone. *shift* moves the broker's wall clock. *cut* ends every
+    connection; clients may connect again at once. While the block of *hang* lasts the broker answers nobody, as
+    after SIGSTOP; while that of *outage* lasts there is none. *refuse* lets the broker refuse the message with
+    this id once. *move_leader* moves whatever leads the topics. *destroy* deletes a topic behind our back.
+    *forget* lets the broker ignore the settings of what is created next. *stranger* is a client that may not
+    come in, *limited* one that may create nothing. *binding* is the broker's official CloudEvents binding.
     """
 
     spawn: Callable[[], AbstractAsyncContextManager[Client]] | None = None
     restart: Callable[[], Awaitable[None]] | None = None
     shift: Callable[[timedelta], None] | None = None
+    cut: Callable[[], Coroutine[object, None, None]] | None = None
+    hang: Callable[[], AbstractAsyncContextManager[None]] | None = None
+    outage: Callable[[], AbstractAsyncContextManager[None]] | None = None
+    refuse: Callable[[str], None] | None = None
+    move_leader: Callable[[], Awaitable[None]] | None = None
+    destroy: Callable[[str], Awaitable[None]] | None = None
+    forget: Callable[[], None] | None = None
+    stranger: Callable[[], AbstractAsyncContextManager[Transport]] | None = None
+    limited: Callable[[], AbstractAsyncContextManager[Transport]] | None = None
+    binding: Binding | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,13 +108,14 @@ class Site:
 
     *patience* is how many seconds what must happen may take; only a case that fails waits so long. *apart*
     returns a site that a second event loop in another thread may use at the same time; without it, this one may
-    be used so.
+    be used so. *soak* is how long the soak test may take (CF-124 asks for half an hour each night); None: not at all.
     """
 
     open: Callable[[], AbstractAsyncContextManager[Transport]]
     faults: Faults = Faults()  # frozen
     patience: float = 8.0
     apart: Callable[[], Site] | None = None
+    soak: timedelta | None = None
 
     def elsewhere(self) -> Site:
         """Return a site for another event loop."""

@@ -28,6 +28,8 @@ from tidewire.testing.transports.sections import (
     m_lifecycle,
     n_model,
     o_operators,
+    p_faults,
+    q_services,
 )
 
 __all__ = ["TransportConformance", "run_case"]
@@ -48,6 +50,8 @@ SECTIONS: tuple[ModuleType, ...] = (
     m_lifecycle,
     n_model,
     o_operators,
+    p_faults,
+    q_services,
 )
 CASE_SECONDS_MAX = 60.0
 """No case needs a tenth of it; it ends one that hangs."""
