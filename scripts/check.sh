@@ -14,8 +14,8 @@ check() {
     "$@" || failed+=("$name")
 }
 
-check "format" .venv/bin/ruff format --check --diff src tests benchmarks conftest.py
-check "lint" .venv/bin/ruff check src tests benchmarks conftest.py
+check "format" .venv/bin/ruff format --check --diff src tests benchmarks examples conftest.py
+check "lint" .venv/bin/ruff check src tests benchmarks examples conftest.py
 check "types (mypy, strict)" .venv/bin/mypy
 # pyright is a Node.js program: where it cannot even start, say so instead of calling that a result.
 if .venv/bin/pyright --version >/dev/null 2>&1; then

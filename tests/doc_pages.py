@@ -85,7 +85,8 @@ class Page:
 def pages() -> list[Page]:
     """Return every page of the repository that people read."""
     top = sorted(ROOT.glob("*.md"))
-    return [_page(path) for path in [*top, *sorted((ROOT / "docs").rglob("*.md"))]]
+    below = [path for folder in ("docs", "examples") for path in sorted((ROOT / folder).rglob("*.md"))]
+    return [_page(path) for path in [*top, *below]]
 
 
 def page(name: str) -> Page:

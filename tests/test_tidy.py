@@ -313,8 +313,8 @@ BESIDE: tuple[Checker, ...] = (lengths, spoken_tests, leftovers)
 
 
 def beside() -> list[Module]:
-    """Return the Python files that are not shipped: tests, benchmarks, scripts."""
-    return [*python_files("tests", "benchmarks", "scripts")]
+    """Return the Python files that are not shipped: tests, benchmarks, scripts, examples."""
+    return [*python_files("tests", "benchmarks", "scripts", "examples")]
 
 
 @cache
