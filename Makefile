@@ -14,7 +14,7 @@ START ?= 0
 STAMPS := .venv/stamps
 INSTALL := PYTHON="$(PYTHON)" scripts/install.sh
 
-.PHONY: help install demo test check simulate format bench faults docs clean
+.PHONY: help install demo test check simulate conformance format bench faults docs clean
 
 help: ## show this list
 	@printf 'make TARGET, where TARGET is one of\n\n'
@@ -36,8 +36,12 @@ simulate: $(STAMPS)/dev ## many worlds of the simulation; goes on where it was s
 	.venv/bin/python -m tidewire.testing.simulation --seeds $(SEEDS) --start $(START) --summary docs/proof.md
 
 format: $(STAMPS)/dev ## write the sources in the house format
-	.venv/bin/ruff format src tests benchmarks conftest.py
-	.venv/bin/ruff check --fix src tests benchmarks conftest.py
+	.venv/bin/ruff format src tests benchmarks examples conftest.py
+	.venv/bin/ruff check --fix src tests benchmarks examples conftest.py
+
+conformance: $(STAMPS)/test ## run the suites for every adapter; writes their table into docs/guarantees.md
+	.venv/bin/python scripts/conformance.py
+	.venv/bin/python scripts/catalogue.py
 
 bench: $(STAMPS)/test ## measure beside a native twin; writes build/bench.json
 	mkdir -p build

@@ -63,10 +63,13 @@ SEAMS = (
             "Topics, groups and headers arrive as they were given": "ij",
             "Where an event is, how far a group is and what an operator did can be seen": "ko",
             "All of this at once agrees with a model": "n",
+            "A broker that is cut off, stands still, refuses or forgets loses nothing": "p",
+            "A whole service on it keeps its keys in order and can be stopped at any moment": "q",
         },
         {
             "`memory://`": "tests/transports/test_conformance_memory.py",
             "`sqlite:///`": "tests/transports/test_conformance_sqlite.py",
+            "`directory:///` (example)": "examples/directory-broker/tests/test_conformance_directory.py",
         },
     ),
     Seam(

@@ -39,7 +39,8 @@ def test_every_conformance_file_has_a_column() -> None:
     suites = r"^class Test\w+\((Transport|Store|Codec)Conformance\):"
     there = {
         str(path.relative_to(ROOT))
-        for path in (ROOT / "tests").rglob("test_*.py")
+        for folder in ("tests", "examples")
+        for path in (ROOT / folder).rglob("test_*.py")
         if re.search(suites, path.read_text("utf-8"), re.MULTILINE)
     }
     assert there == shown
