@@ -9,6 +9,7 @@ import pytest
 
 from tidewire.model import DeadChannel, DeadLetter, Delivery, Failure, InboxChannel, Message, Reason, Topic
 from tidewire.rules.letters import dead_letter, failure_in, redriven, retried
+from tidewire.rules.retry import remember
 
 HEADERS = {"ce-id": "1", "ce-type": "shop.order.placed", "tenant": "acme"}
 MESSAGE = Message(Topic("shop.order"), "1", "shop", "k", HEADERS, b"\x00body\xff")
@@ -77,3 +78,28 @@ def test_only_a_dead_letter_is_redriven() -> None:
     """Anything else is a mistake of the caller."""
     with pytest.raises(ValueError, match="only a dead letter"):
         redriven(MESSAGE)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"failures":2,"first_at":-99999999999999999}',
+        '{"failures":2,"last_at":9223372036854775807}',
+        '{"failures":-1}',
+        '{"failures":99999999999}',
+        '{"failures":1,"counts":{"x":-5}}',
+        '{"failures":1,"last_error":"' + "x" * 70_000 + '"}',
+    ],
+)
+def test_a_failure_record_that_cannot_be_ours_counts_as_none(text: str) -> None:
+    """Numbers and times that no run of ours writes are not believed, for a dead letter is made of them."""
+    assert failure_in({"tw-failure": text}) is None
+
+
+def test_a_dead_letter_of_an_error_that_is_no_text_can_be_stored() -> None:
+    """An undecodable file name in an error is escaped: a header that cannot be written would hold the event."""
+    failure = remember(None, FileNotFoundError("\udcff"), now_us=1)
+    verdict = DeadLetter(Reason.EXHAUSTED, "no \ud800")
+    headers = dead_letter(delivery(), verdict, group="g", failure=failure, member="m").headers
+    assert ("no \\ud800", "FileNotFoundError: \\udcff") == (headers["dl-detail"], headers["dl-last-error"])
+    assert retried(delivery(), group="g", failure=failure, not_before=None).headers["tw-failure"].isascii()

@@ -39,6 +39,8 @@ DISCARDED = "tw-discarded"
 EDITED_FROM = "tw-edited-from"
 DEDUP_WINDOW = timedelta(days=35)
 """How long inbox marks live; what is older may take effect again."""
+_FAILURE_MAX = 65_536  # characters; ours are far smaller, even with every character escaped
+_AT_MAX = 253_402_300_800_000_000  # µs to the end of the year 9999
 _encode = msgspec.json.Encoder().encode
 _decode_failure = msgspec.json.Decoder(Failure).decode
 
@@ -49,14 +51,17 @@ def topic_of(address: Address) -> str:
 
 
 def failure_in(headers: Mapping[str, str]) -> Failure | None:
-    """Return the failure record that a moved message carries, or None; a damaged one counts as none."""
+    """Return the failure record that a moved message carries, or None; a damaged or forged one counts as none."""
     text = headers.get(FAILURE)
-    if text is None:
+    if text is None or len(text) > _FAILURE_MAX:
         return None
     try:
-        return _decode_failure(text)
+        failure = _decode_failure(text)
     except (msgspec.MsgspecError, RecursionError):
         return None
+    numbers = (failure.failures, failure.starts, *failure.counts.values())
+    sound = all(0 <= number < 1 << 31 for number in numbers)
+    return failure if sound and all(0 <= at < _AT_MAX for at in (failure.first_at, failure.last_at)) else None
 
 
 def retried(delivery: Delivery, *, group: str, failure: Failure | None, not_before: int | None) -> Message:
@@ -82,7 +87,7 @@ def dead_letter(
     headers["dl-topic"] = topic_of(message.to)
     headers["dl-group"] = group
     headers["dl-reason"] = verdict.reason.value
-    headers["dl-detail"] = verdict.detail[:1_024]
+    headers["dl-detail"] = verdict.detail[:1_024].encode("utf-8", "backslashreplace").decode()
     headers["dl-position"] = f"{delivery.lane}:{delivery.position}"
     headers["dl-attempts"] = str(max(delivery.attempt + failures - (1 if failures else 0), 1))
     headers["dl-consumer"] = member

@@ -110,9 +110,17 @@ def outage_delay(outages: int, jitter: Jitter) -> timedelta:
 
 
 def describe(error: BaseException) -> str:
-    """Return type and message of *error* in at most 1 KiB; the message of a foreign error is kept, not trusted."""
-    text = f"{type(error).__name__}: {error}"
-    return text if len(text) <= _TEXT_MAX else text[: _TEXT_MAX - 1] + "…"
+    """Return type and message of *error* in at most 1 KiB; the message of a foreign error is kept, not trusted.
+
+    It travels in headers, so what cannot be written as UTF-8 (an undecodable file name) is escaped.
+    """
+    kind = type(error).__name__
+    try:
+        text = f"{kind}: {error}"
+    except Exception:
+        text = f"{kind}, whose text cannot be read"
+    text = text if len(text) <= _TEXT_MAX else text[: _TEXT_MAX - 1] + "…"
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def remember(failure: Failure | None, error: BaseException, *, now_us: int) -> Failure:

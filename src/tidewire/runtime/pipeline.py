@@ -87,7 +87,7 @@ class Pipeline:
                     if work.verdict is None:
                         skipped.append(work)
                     continue
-            if FAILURE in message.headers:
+            if FAILURE in message.headers and type(message.to) is InboxChannel:  # in a topic anybody may say anything
                 work.failure = failure_in(message.headers)
             work.route = route
             work.todo = route.handlers
@@ -178,7 +178,9 @@ class Pipeline:
             ran = Ran(_HANDLED, messages=context.outgoing) if unit is None else Ran(_HANDLED, await unit.seal())
             work.cancellable = False
             return ran
-        except (Exception, asyncio.CancelledError, SystemExit) as error:
+        except (KeyboardInterrupt, GeneratorExit):
+            raise  # not a handler's: a person ends the process, or the loop is gone
+        except BaseException as error:
             work.cancellable = False
             if unit is not None:
                 await unit.rollback()
@@ -216,7 +218,9 @@ class Pipeline:
             for message in messages:
                 await store.inbox.mark(unit, self._mark(message, bound), _digest(message.body))
             return Ran(_HANDLED, Together(await unit.seal()))
-        except (Exception, asyncio.CancelledError, SystemExit) as error:
+        except (KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as error:
             lead.cancellable = False
             if unit is not None:
                 await unit.rollback()
