@@ -24,8 +24,8 @@ VARYING = (
     (r"…", r".*"),
     (r"\s+", r"\s+"),
 )
-COMMAND_MAX_S = 60.0
-UNTIL_MAX_S = 40.0
+COMMAND_MAX_S = 120.0
+UNTIL_MAX_S = 90.0
 
 
 class Shell:
