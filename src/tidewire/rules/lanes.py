@@ -135,6 +135,13 @@ class Schedule(Generic[W]):
         self._offer(work, first=True)
         return True
 
+    def lift(self, work: W) -> bool:
+        """Take a held one out, concluded, to be moved; its key is still taken. False if it is no longer held."""
+        if self._held.pop(id(work), None) is None:
+            return False
+        work.state = "concluded"
+        return True
+
     def back(self, work: W) -> None:
         """Make one that has concluded without a verdict ready again, first of all; its key is still taken."""
         self._end_exclusive(work)

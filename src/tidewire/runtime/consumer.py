@@ -12,9 +12,7 @@ import logging
 from collections.abc import Sequence
 from datetime import timedelta
 
-import msgspec
-
-from tidewire.errors import LaneFenced, StoreUnavailable, TransportUnavailable
+from tidewire.errors import LaneFenced, PublishRejected, StoreUnavailable, TransportUnavailable
 from tidewire.model import (
     DeadLetter,
     Delivery,
@@ -31,6 +29,7 @@ from tidewire.rules.lanes import Schedule
 from tidewire.rules.letters import dead_letter, retried
 from tidewire.runtime.holds import Holds
 from tidewire.runtime.intake import Intake
+from tidewire.runtime.limits import Limits
 from tidewire.runtime.notes import Notes
 from tidewire.runtime.outage import Outage
 from tidewire.runtime.parts import Parts
@@ -40,20 +39,11 @@ from tidewire.runtime.settler import Settler
 from tidewire.runtime.work import Ran, Work
 from tidewire.runtime.workers import Workers
 
-__all__ = ["Consumer", "Limits"]
+__all__ = ["Consumer"]
 
 _logger = logging.getLogger("tidewire.consumer")
 _STARTS_MAX = 3
-
-
-class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """The bounds of one consumer. *max_hold* is how long a failing key may wait in the process; with *fencing*,
-    units guard the epochs of their lanes."""
-
-    concurrency: int = 64
-    max_hold: timedelta = timedelta(minutes=10)
-    grace: timedelta = timedelta(seconds=10)
-    fencing: bool = True
+_PASSED_MAX = 64
 
 
 class Consumer:
@@ -92,7 +82,7 @@ class Consumer:
             process=pipeline.process,
             process_batch=pipeline.process_batch,
             concurrency=limits.concurrency,
-            saturated=_never if store is None else store.saturated,
+            saturated=(lambda: False) if store is None else store.saturated,
         )
         self._tasks: asyncio.TaskGroup | None = None
         self._loop = asyncio.get_running_loop()
@@ -351,6 +341,7 @@ class Consumer:
             await self._move_key(work, outcome.delay)
             return
         work.retry_at = now + seconds
+        work.passed = work.passed or self.progress
         self._schedule.hold(work)
         self._loop.call_at(work.retry_at, self._unhold, work)
         if self._intake.starved:
@@ -423,11 +414,12 @@ class Consumer:
         """The lane's bookkeeping is full of waiting keys: send the one held longest through the inbox channel."""
         idle = not self._schedule.running and not self._schedule.has_ready and self._settler.idle
         held = self._schedule.held
-        if idle and held and self._store is not None and self._tasks is not None and not self._outage.paused:
-            work = held[0]
-            self._schedule.resume(work)
-            self._schedule.take()
-            self._schedule.conclude(work)
+        if idle and held and self._store is not None and not self._outage.paused:
+            self._lift(held[0])
+
+    def _lift(self, work: Work) -> None:
+        """Send a held one through the inbox channel before its time has come."""
+        if self._tasks is not None and self._schedule.lift(work):
             left = timedelta(seconds=max(0.0, work.retry_at - self._loop.time()))
             self._tasks.create_task(self._move_key(work, left))
 
@@ -473,8 +465,21 @@ class Consumer:
         self._notes.settled(works)
         self._after_settle()
 
+    def refused(self, work: Work, error: PublishRejected) -> None:
+        """The broker will never take what its handlers returned: their failure."""
+        work.outgoing = ()
+        if self._tasks is not None:
+            self._tasks.create_task(self._refused(work, error))
+
+    async def _refused(self, work: Work, error: PublishRejected) -> None:
+        await self.not_handled(work, await self._pipeline.failed(work, error))
+
     def _after_settle(self) -> None:
         self._changed.set()
+        if self._store is not None and not self._outage.paused:
+            for work in self._schedule.held:  # what has passed a held one is remembered until it is gone
+                if self.progress - work.passed > _PASSED_MAX * self._subscription.prefetch:
+                    self._lift(work)
         self._interrupt_if_starved()
         if self._revoking:
             self._check_drained()
@@ -493,7 +498,3 @@ class Consumer:
             self._revoking.discard(lane)
             self._epochs.pop(lane, None)
             self._settler.drained(lane)
-
-
-def _never() -> bool:
-    return False

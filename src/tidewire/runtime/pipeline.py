@@ -236,6 +236,10 @@ class Pipeline:
         outcome = decide(error, failures=0, policy=bound.handler.retry, jitter=self._jitter)
         return Ran(outcome) if isinstance(outcome, Unavailable) else None
 
+    async def failed(self, work: Work, error: Exception) -> Ran:
+        """Say what comes of *work*, whose handlers have ended well, but what they returned cannot be published."""
+        return await self._failed(work, error, work.todo[-1])
+
     async def _failed(self, work: Work, error: BaseException, bound: Bound | None) -> Ran:
         """Turn what was raised into an outcome. Cancellation by us rises; a handler's own is its failure."""
         error = _own_failure(work, error)

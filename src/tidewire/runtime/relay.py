@@ -26,7 +26,8 @@ __all__ = ["Relay"]
 _logger = logging.getLogger("tidewire.relay")
 _BATCH = 512
 _REFUSALS_MAX = 5
-_PRUNE_EVERY, _PRUNE_ROWS = 10_000_000_000, 1_000
+_BEHIND_MAX = 64
+_PRUNE_EVERY, _PRUNE_AGAIN, _PRUNE_ROWS = 10_000_000_000, 100_000_000, 1_000
 
 
 class Relay:
@@ -54,6 +55,7 @@ class Relay:
         self._outages = 0
         self._leased_until = 0
         self._prune_at = 0
+        self._pruning = False
         self._waiting: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
@@ -97,17 +99,23 @@ class Relay:
     async def _round(self, longest: timedelta) -> None:
         if not await self._lease():
             await self._pause((self._lease_for / 8).total_seconds())
-        elif not await self._publish_due():
-            await self._forget_old_marks()
-            await self._wait(longest)
+            return
+        pruning = await self._forget_old_marks()
+        if not await self._publish_due():
+            await self._wait(min(longest, timedelta(microseconds=_PRUNE_AGAIN // 1_000)) if pruning else longest)
 
-    async def _forget_old_marks(self) -> None:
-        """Prune inbox marks beyond the dedup window, a bounded batch now and then: only the leaseholder does."""
+    async def _forget_old_marks(self) -> bool:
+        """Prune inbox marks beyond the dedup window, a bounded batch now and then: only the leaseholder does.
+
+        However busy the relay is, and soon again while there are more (True), or they would grow for ever.
+        """
         now = self._clock.ticks()
         if now >= self._prune_at:
-            self._prune_at = now + _PRUNE_EVERY
             before = self._clock.now_us() - DEDUP_WINDOW // timedelta(microseconds=1)
-            await self._store.inbox.prune(before, _PRUNE_ROWS)
+            gone = await self._store.inbox.prune(before, _PRUNE_ROWS)
+            self._prune_at = now + (_PRUNE_AGAIN if gone >= _PRUNE_ROWS else _PRUNE_EVERY)
+            self._pruning = gone >= _PRUNE_ROWS
+        return self._pruning
 
     async def _wait(self, longest: timedelta) -> None:
         """Wait for rows, or for `stop`, which cancels this and nothing else."""
@@ -132,39 +140,58 @@ class Relay:
         return True
 
     async def _publish_due(self) -> bool:
-        """Publish what is due, a batch at a time; False if there was nothing."""
+        """Publish what is due, a batch at a time; False if there was nothing.
+
+        Raises:
+            TransportUnavailable: some of it has to wait; what lies behind it for other topics has been tried.
+        """
         rows = await self._store.backlog.claim(self._owner, after=0, limit=_BATCH)
         if not rows:
             return False
+        waiting = await self._publish_rows(rows)
+        for _ in range(_BEHIND_MAX if waiting else 0):
+            rows = await self._store.backlog.claim(self._owner, after=rows[-1].row, limit=_BATCH)
+            if not rows:
+                break
+            others = [row for row in rows if topic_of(row.message.to) not in waiting]
+            if others:
+                waiting |= await self._publish_rows(others)
+        if waiting:
+            raise TransportUnavailable("the broker did not store some events; they are sent again")
+        return True
+
+    async def _publish_rows(self, rows: Sequence[Pending]) -> set[str]:
+        """Publish *rows*, mark what is stored, and return the topics that have to wait."""
         await self._topology.ensure(topic_of(row.message.to) for row in rows)
         receipts = await self._transport.publish([row.message for row in rows])
         stored = [row for row, receipt in zip(rows, receipts, strict=True) if receipt.ok]
         if stored:
+            self._outages = 0
             if not await self._store.backlog.done(self._owner, [row.row for row in stored]):
                 self._leased_until = 0  # somebody else relays now; the broker recognises what we sent twice
-                return True
+                return set()
             if self._observer is not None:
                 now = self._clock.now_us()
                 self._observer.record([published(row.message, now) for row in stored])
-        if len(stored) < len(rows):
-            await self._not_stored(rows, receipts)
-        return True
+        return set() if len(stored) == len(rows) else await self._not_stored(rows, receipts)
 
-    async def _not_stored(self, rows: Sequence[Pending], receipts: Sequence[Receipt]) -> None:
-        """Sort refusals: a row the broker will never take is quarantined, the rest is sent again with its id."""
-        wait = False
+    async def _not_stored(self, rows: Sequence[Pending], receipts: Sequence[Receipt]) -> set[str]:
+        """Sort refusals: a row the broker will never take is quarantined, the rest is sent again with its id.
+
+        Returns the topics of the rest.
+        """
+        waiting: set[str] = set()
         for row, receipt in zip(rows, receipts, strict=True):
             if receipt.ok or receipt.reason == "after_failure":
                 continue
             if receipt.status == "unknown" or receipt.reason == "full":
-                wait = True
+                waiting.add(topic_of(row.message.to))
                 continue
             detail = f"{receipt.reason}: {receipt.detail}"
             if await self._store.backlog.refused(self._owner, row.row, detail=detail, attempts_max=_REFUSALS_MAX):
                 fields = {"event_id": row.message.id, "reason": receipt.reason}
                 _logger.error("tidewire.relay.quarantined", extra=fields)
-        if wait:
-            raise TransportUnavailable("the broker did not store some events; they are sent again")
+        return waiting
 
     async def _back_off(self, error: Exception) -> None:
         self._leased_until = 0

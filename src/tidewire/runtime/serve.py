@@ -20,7 +20,8 @@ from tidewire.kit.groups import first_error
 from tidewire.model import Subscription
 from tidewire.protocols import Receiver, Store, Transport
 from tidewire.rules.guarantees import Ordering, hold_limit
-from tidewire.runtime.consumer import Consumer, Limits
+from tidewire.runtime.consumer import Consumer
+from tidewire.runtime.limits import Limits
 from tidewire.runtime.outgoing import Outgoing
 from tidewire.runtime.parts import Parts, with_remembered_codecs
 from tidewire.runtime.pipeline import Pipeline

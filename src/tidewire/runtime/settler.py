@@ -12,6 +12,7 @@ from typing import Protocol, TypeVar
 from tidewire.errors import (
     AlreadyMarked,
     LaneFenced,
+    PublishRejected,
     StoreError,
     StoreRefused,
     StoreUnavailable,
@@ -43,6 +44,9 @@ class Owner(Protocol):
 
     def fenced(self, work: Work) -> None:
         """Another member owns the lane: forget it."""
+
+    def refused(self, work: Work, error: PublishRejected) -> None:
+        """The broker will never store what the work's handlers returned; nothing of it is stored."""
 
     def settled(self, works: Sequence[Work], lost: Sequence[Work]) -> None:
         """The broker knows of *works*; *lost* ones belong to somebody else now."""
@@ -196,7 +200,10 @@ class Settler:
         for work, settlement in zip(acks, settlements, strict=False):
             (settled if settlement.status == "settled" else lost).append(work)
         for (work, messages), settlement in zip(moves, settlements[len(settlements) - len(moves) :], strict=True):
-            if settlement.status == "failed":
+            refusal = _refusal(work, settlement)
+            if refusal is not None:
+                self._owner.refused(work, refusal)
+            elif settlement.status == "failed":
                 failed.append((work, messages))
                 reasons = [receipt.reason for receipt in settlement.receipts if not receipt.ok]
                 fields = {"event_id": work.delivery.message.id, "reason": ", ".join(reasons)}
@@ -214,3 +221,14 @@ def _first(queue: deque[T]) -> list[T]:
 def _drop(queue: deque[T], count: int) -> None:
     for _ in range(count):
         queue.popleft()
+
+
+def _refusal(work: Work, settlement: Settlement) -> PublishRejected | None:
+    """Return why what handlers returned can never be stored, or None: it was, or it may be another time."""
+    if settlement.status != "failed" or not work.outgoing:
+        return None
+    for receipt in settlement.receipts:
+        if receipt.status == "rejected" and receipt.reason not in ("full", "after_failure"):
+            what = f"what was returned: not stored, {receipt.reason}: {receipt.detail}"
+            return PublishRejected(what, event_id=receipt.id)
+    return None

@@ -22,14 +22,16 @@ class Work:
     *todo*: the handlers that have not taken effect. *verdict*: given up before it ran (undecodable, unknown
     version …). *discarded*: an operator's note that nobody is to wait for it any more. *failure*: its failed
     attempts so far; *stored*: whether the store remembers something of it. *held_row*: the event id of its row among
-    the held keys, to be freed when it is handled. *single*: it was in a batch that failed, so it runs in none.
-    *started*: its start as a suspect was written down in this life. *cancellable*: its handlers are running, so that
-    a timeout may cancel them. *context*: what they were given last.
+    the held keys, to be freed when it is handled. *passed*: how many events had been settled when it was first held.
+    *single*: it was in a batch that failed, so it runs in none. *started*: its start as a suspect was written down in
+    this life. *cancellable*: its handlers are running, so that a timeout may cancel them. *context*: what they were
+    given last.
     """
 
     __slots__ = (
         "alone", "cancellable", "context", "delivery", "discarded", "failure", "gone", "held_row", "held_since", "key",
-        "outgoing", "retry_at", "route", "single", "started", "state", "stored", "timed_out", "todo", "verdict",
+        "outgoing", "passed", "retry_at", "route", "single", "started", "state", "stored", "timed_out", "todo",
+        "verdict",
     )  # fmt: skip
 
     def __init__(self, delivery: Delivery, key: Key | None) -> None:
@@ -46,6 +48,7 @@ class Work:
         self.stored = False
         self.held_row = ""
         self.held_since = 0.0
+        self.passed = 0
         self.retry_at = 0.0
         self.outgoing: Sequence[Message] = ()
         self.single = False

@@ -228,10 +228,11 @@ class Settling:
                 lane.inbox_out.pop(seq, None)
             for released in part.releases:
                 self._returned(lane, released)
-            lane.pos = max(lane.pos, part.pos)
-            lane.acked = {seq for seq in lane.acked if seq > lane.pos}
-            if lane.past:
-                lane.past = {seq: known for seq, known in lane.past.items() if seq > lane.pos}
+            if part.pos > lane.pos:  # else a held event keeps it where it is, and the books as long as they are
+                lane.pos = part.pos
+                lane.acked = {seq for seq in lane.acked if seq > lane.pos}
+                if lane.past:
+                    lane.past = {seq: known for seq, known in lane.past.items() if seq > lane.pos}
         if self._release:
             self._receiver.woken.set()
         result = [Settlement(delivery, self._status(delivery)) for delivery in self._ack]

@@ -1,0 +1,138 @@
+"""Events that nothing can be done about: those that kill the process, and those whose answer nobody will take."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from datetime import timedelta
+from pathlib import Path
+
+from runtime_world import Opened, OrderPlaced, PageViewed, World
+
+from tidewire import Options, Retry, Service
+from tidewire.model import DeadChannel
+from tidewire.transports.sqlite import open_sqlite_transport
+
+KILLER = """
+import os, pathlib, signal
+from tidewire import Context, Service, event
+
+@event("shop.order.placed", key="order_id")
+class OrderPlaced:
+    order_id: str
+
+killer = Service("killer", prefetch=50)
+
+@killer.on(OrderPlaced, on_dead_letter="continue")
+async def take(order: OrderPlaced, context: Context) -> None:
+    if order.order_id == "bad":
+        with open("starts", "a") as starts:
+            starts.write(f"{context.attempt}\\n")
+        os.kill(os.getpid(), signal.SIGKILL)
+    await context.tx.execute("create table if not exists handled (order_id text)")
+    await context.tx.execute("insert into handled values (?)", (order.order_id,))
+"""
+PUBLISH = """
+import asyncio
+from tidewire import open_publisher
+from tidewire.config import open_transport
+from twkiller import OrderPlaced
+
+async def main():
+    async with open_transport("sqlite:///broker.db") as broker, open_publisher("shop", transport=broker) as publisher:
+        names = [str(number) for number in range(20)]
+        await publisher.publish_all([OrderPlaced(order_id=name) for name in [*names[:10], "bad", *names[10:]]])
+
+asyncio.run(main())
+"""
+
+
+def test_an_event_that_kills_the_process_is_a_dead_letter_after_three_starts(tmp_path: Path) -> None:
+    """RT3, IX-15: three starts of a suspect without an end are enough; innocents are handled, each once."""
+    (tmp_path / "twkiller.py").write_text(KILLER)
+    options = ["--broker", "sqlite:///broker.db", "--store", "sqlite:///store.db", "--provision"]
+    command = [sys.executable, "-m", "tidewire.cli", "run", "twkiller:killer", *options]
+    environment = {**os.environ, "TIDEWIRE_LEASE": "0.5"}
+    subprocess.run([sys.executable, "-c", PUBLISH], cwd=tmp_path, check=True, timeout=60)
+    for _ in range(4):
+        done = subprocess.run(command, cwd=tmp_path, env=environment, timeout=60, check=False, capture_output=True)
+        assert -signal.SIGKILL == done.returncode
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
+    letters = asyncio.run(_letters(tmp_path))
+    process.terminate()
+    assert 0 == process.wait(timeout=30)
+    assert [("bad", "poison")] == letters
+    assert ["1", "2", "3", "4"] == (tmp_path / "starts").read_text().split()
+    with closing(sqlite3.connect(tmp_path / "store.db")) as connection:
+        handled = [row[0] for row in connection.execute("SELECT order_id FROM handled")]
+    assert sorted(map(str, range(20))) == sorted(handled)
+
+
+async def _letters(directory: Path) -> list[tuple[str, str]]:
+    """Wait until everything is settled and return key and reason of the dead letters."""
+    async with open_sqlite_transport(directory / "broker.db") as broker, asyncio.timeout(30):
+        while True:
+            stats = await broker.stats("shop.order", "killer")
+            if not stats.ready and not stats.in_flight:
+                break
+            await asyncio.sleep(0.05)
+        letters = await broker.browse(DeadChannel("shop.order", "killer"))
+        return [(letter.message.key or "", letter.message.headers["dl-reason"]) for letter in letters]
+
+
+def test_an_answer_that_the_broker_will_never_take_is_its_handlers_failure(opened: Opened) -> None:
+    """Without a store, where it is moved with its cause: retried, then a dead letter that says why; others go on."""
+    service = Service("billing")
+
+    @service.on(PageViewed, retry=Retry(attempts=2, first_delay=timedelta(milliseconds=1)))
+    async def view(page: PageViewed) -> OrderPlaced:
+        return OrderPlaced(str(page.number), note="x" * (0 if page.number else 3_000_000))
+
+    async def scenario() -> None:
+        async with opened() as world, world.running(service, store=False) as app:
+            await app.publisher.publish_all([PageViewed(number) for number in range(10)])
+            await world.until(lambda: world.settled("shop.page", "billing"), seconds=8)
+            (letter,) = await world.dead("shop.page", "billing")
+            assert "exhausted" == letter.message.headers["dl-reason"]
+            assert "too_large" in letter.message.headers["dl-last-error"]
+            assert 9 == sum(fact.kind == "published" and fact.topic == "shop.order" for fact in world.observer.facts)
+
+    asyncio.run(scenario())
+
+
+def test_a_held_event_does_not_grow_the_books_without_end(opened: Opened) -> None:
+    """What passes a held key is remembered until the key moves, so it is moved when that has become too much."""
+    service, seen = Service("billing", prefetch=16), list[str]()
+
+    @service.on(OrderPlaced, retry=Retry(attempts=3, first_delay=timedelta(seconds=600), factor=1.0))
+    async def take(order: OrderPlaced) -> None:
+        seen.append(order.order_id)
+        if order.order_id == "bad":
+            raise RuntimeError("not yet")
+
+    async def scenario() -> None:
+        async with opened() as world:
+            world.options = Options(lease=timedelta(seconds=5), grace=timedelta(seconds=1), lanes=1)
+            async with world.running(service) as app:
+                await app.publisher.publish(OrderPlaced("bad"))
+                await world.until(lambda: seen == ["bad"])
+                await app.publisher.publish_all([OrderPlaced(str(number)) for number in range(2_500)])
+                await world.until(lambda: len(seen) == 2_501, seconds=40)
+                await world.until(lambda: _delayed(world), seconds=5)
+                await app.publisher.publish(OrderPlaced("bad", number=2))
+                await app.publisher.publish(OrderPlaced("last"))
+                await world.until(lambda: "last" in seen)
+                rows = await world.store.held.keys("billing", ["shop.order"])
+                assert [("shop.order", "bad")] == list(rows), "what follows it waits behind it, in order"
+
+    asyncio.run(scenario())
+
+
+async def _delayed(world: World) -> bool:
+    stats = await world.transport.stats("shop.order", "billing")
+    return stats.delayed == 1

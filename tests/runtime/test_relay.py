@@ -1,0 +1,90 @@
+"""The relay under trouble: a topic that is full, and more old marks than one batch takes."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import time
+from contextlib import closing
+from pathlib import Path
+
+from runtime_world import Opened, OrderPlaced, PageViewed
+
+from tidewire import Service, event, running, transaction
+from tidewire.model import GroupSpec, TopicSpec
+from tidewire.stores.sqlite import open_sqlite_store
+from tidewire.transports.memory import open_memory_transport
+
+
+@event("shop.bulk.made")
+class BulkMade:
+    """Goes to a topic with a small cap."""
+
+    number: int
+    filling: str = "x" * 100
+
+
+def test_a_full_topic_holds_back_no_other(opened: Opened) -> None:
+    """OX-21: what is for other topics leaves, however much waits before it; when there is room, the rest follows."""
+    slow = Service("slow")
+    seen: list[int] = []
+
+    @slow.on(BulkMade)
+    async def take(bulk: BulkMade) -> None:
+        seen.append(bulk.number)
+
+    async def scenario() -> None:
+        async with opened() as world:
+            await world.transport.provision(
+                [TopicSpec("shop.bulk", lanes=4, size_bytes_max=20_000), TopicSpec("shop.page", lanes=4)],
+                [GroupSpec("slow", ["shop.bulk"]), GroupSpec("stats", ["shop.page"])],
+            )
+            async with world.running(Service("shop")) as shop:
+                async with transaction(world.store) as tx:
+                    await shop.publisher.publish_all([BulkMade(number) for number in range(2_000)], tx=tx)
+                    await shop.publisher.publish(PageViewed(1), tx=tx)
+
+                async def arrived() -> bool:
+                    return (await world.transport.stats("shop.page", "stats")).ready == 1
+
+                await world.until(arrived)
+                assert (0, 0) < await world.store.outbox.count()
+                async with running(slow, transport=world.transport, options=world.options):
+                    await world.until(lambda: len(seen) == 2_000, seconds=40)
+            assert (0, 0) == await world.store.outbox.count()
+
+    asyncio.run(scenario())
+
+
+def test_old_marks_go_as_fast_as_they_have_come(tmp_path: Path) -> None:
+    """More marks than one batch takes are pruned batch after batch, beside the relay's work."""
+    path = tmp_path / "store.db"
+
+    async def scenario() -> None:
+        async with open_memory_transport() as transport, open_sqlite_store(path) as store:
+            with closing(sqlite3.connect(path, isolation_level=None)) as shell:
+                shell.execute("INSERT INTO tidewire_scope (grp, handler, run, source) VALUES ('g', 'h', 0, 's')")
+                shell.execute(
+                    "INSERT INTO tidewire_mark (scope, event_id, digest, at) WITH RECURSIVE n(i) AS "
+                    "(SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 8000) SELECT 1, 'id-' || i, x'00', 1 FROM n"
+                )
+            service = Service("shop")
+            busy = True
+
+            async def work(publisher: object) -> None:
+                while busy:
+                    async with transaction(store) as tx:
+                        await app.publisher.publish(OrderPlaced("1"), tx=tx)
+
+            async with running(service, transport=transport, store=store) as app, asyncio.TaskGroup() as tasks:
+                tasks.create_task(work(app.publisher))
+                deadline = time.monotonic() + 15
+                left = 1
+                with closing(sqlite3.connect(path)) as shell:
+                    while left and time.monotonic() < deadline:
+                        await asyncio.sleep(0.05)
+                        (left,) = shell.execute("SELECT count(*) FROM tidewire_mark").fetchone()
+                busy = False
+            assert 0 == left
+
+    asyncio.run(scenario())
