@@ -6,7 +6,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 __all__ = ["Figure", "Sample", "paired", "sample"]
@@ -22,7 +22,10 @@ class Sample:
 
 @dataclass
 class Figure:
-    """One line of the table. *ratio* is ours over native (or as *unit* says); *target* is what it should reach."""
+    """One line of the table. *ratio* is ours over native (or as *unit* says); *target* is what it should reach.
+
+    *spread* is the smallest and the largest ratio of a round; printed, and not in the file.
+    """
 
     name: str
     unit: str
@@ -33,11 +36,11 @@ class Figure:
     cpu_us_per_event: float | None = None
     rounds: int = 1
     met: bool | None = None
-    more: dict[str, Any] = field(default_factory=dict)
+    spread: tuple[float, float] | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return the object that ``build/bench.json`` holds."""
-        return {name: value for name, value in self.__dict__.items() if name != "more"} | self.more
+        return {name: value for name, value in self.__dict__.items() if name != "spread"}
 
 
 def sample(count: int, run: Callable[[], Any]) -> Sample:
@@ -75,11 +78,7 @@ def paired(
         cpu_us_per_event=round(cpu, 1),
         rounds=rounds,
         met=met,
-        more={
-            "ratio_min": round(ratios[0], 3),
-            "ratio_max": round(ratios[-1], 3),
-            "native_cpu_us_per_event": round(statistics.median(b.cpu_us for _, b in pairs), 1),
-        },
+        spread=(round(ratios[0], 3), round(ratios[-1], 3)),
     )
 
 

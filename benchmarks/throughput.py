@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 from benchmarks.measure import Figure, Sample, paired, sample
 from benchmarks.native import NativeLog, NativeStore
@@ -15,7 +16,7 @@ from tidewire.stores.sqlite import open_sqlite_store
 
 __all__ = ["exactly_once", "outbox_rows", "publish", "whole_path"]
 
-Scenario = Callable[[Path, int], Awaitable[Sample]]
+Scenario = Callable[[Path, int], Coroutine[Any, Any, Sample]]
 
 
 def ours(scenario: Scenario, count: int) -> Callable[[], Sample]:
@@ -73,8 +74,7 @@ def publish(rounds: int, scale: float) -> list[Figure]:
                 return await counted(total, work)
 
         def twin(directory: Path, total: int = total, tasks: int = tasks) -> Callable[[], None]:
-            log = NativeLog(directory / "native.db")
-            return lambda: log.append(total, tasks)
+            return _publishes(directory, total, tasks)
 
         figures.append(
             paired(
@@ -102,7 +102,7 @@ def publish(rounds: int, scale: float) -> list[Figure]:
         paired(
             "publish, batches of 100",
             ours=ours(batches, total),
-            native=native(lambda directory: _appends(directory, total, 100), total),
+            native=native(lambda directory: _publishes(directory, total, 100), total),
             rounds=rounds,
             target=0.5,
             cpu_max=35.0,
@@ -181,8 +181,8 @@ def exactly_once(rounds: int, scale: float) -> Figure:
             return await counted(total, work)
 
     def twin(directory: Path) -> Callable[[], None]:
-        store = NativeStore(directory)
-        return lambda: store.handle(total, 64)
+        store, orders = NativeStore(directory), [order(n) for n in range(total)]
+        return lambda: store.handle(orders, 64)
 
     return paired(
         "exactly once: row and one outgoing event",
@@ -233,6 +233,11 @@ def outbox_rows(rounds: int, scale: float) -> list[Figure]:
             )
         )
     return figures
+
+
+def _publishes(directory: Path, total: int, batch: int) -> Callable[[], None]:
+    log, orders = NativeLog(directory / "native.db"), [order(n) for n in range(total)]
+    return lambda: log.publish(orders, batch)
 
 
 def _appends(directory: Path, total: int, batch: int) -> Callable[[], None]:
