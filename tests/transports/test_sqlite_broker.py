@@ -327,3 +327,26 @@ def test_a_batch_is_stored_whole_whatever_its_length(tmp_path: Path) -> None:
         assert 1 + 31 + 32 + 33 + 100 == (await broker.topics())[0].messages
 
     run(tmp_path / "broker.db", test)
+
+
+def test_jobs_that_come_while_others_wait_for_company_do_no_harm(tmp_path: Path) -> None:
+    """Acks and publishes in any mixture, as fast as they can be asked for: each is done, and once."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # the threads alternate within every loop over what they share
+
+    async def test(broker: SqliteTransport) -> None:
+        writer = broker._shared.writer
+        done: list[int] = []
+
+        async def ask(number: int) -> None:
+            await writer.submit(lambda _: done.append(number), patient=number % 5_000 != 0)
+
+        async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
+            for number in range(20_000):
+                tasks.create_task(ask(number))
+        assert list(range(20_000)) == sorted(done)
+
+    try:
+        run(tmp_path / "broker.db", test)
+    finally:
+        sys.setswitchinterval(interval)

@@ -140,7 +140,10 @@ def _of_fields(fields: list[tuple[str, Callable[[Any], Any], Rule]]) -> Rule:
         if len(columns) == 1:
             return single_well(map(single, values))
         several = [*values]
-        return all(all_well(map(get, several)) for get, all_well in columns)
+        well = True
+        for get, all_well in columns:
+            well = well and all_well(map(get, several))
+        return well
 
     return Rule(check_fields, all_fields_well)
 

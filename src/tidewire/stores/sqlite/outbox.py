@@ -28,6 +28,7 @@ __all__ = ["SqliteBacklog", "SqliteOutbox"]
 _encode = msgspec.json.Encoder().encode
 _decode_headers = msgspec.json.Decoder(dict[str, str]).decode
 _WINDOW_MAX = 8_192
+_PATIENT_ROWS = 256
 _COLUMNS = "id, source, aggregatetype, aggregateid, type, headers, payload"
 _TOGETHER = 32
 _INSERT = f"INSERT INTO tidewire_outbox ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)"
@@ -193,7 +194,6 @@ class SqliteBacklog:
         """Delete the rows while the lease holds, in one statement."""
         if not rows:
             return self._leads(owner)
-        now = self._clock.ticks()
         first, last = min(rows), max(rows)
         wanted: tuple[int | str, ...]
         if last - first + 1 == len({*rows}):
@@ -205,11 +205,13 @@ class SqliteBacklog:
             gone = unit.execute(  # by row number
                 f"DELETE FROM tidewire_outbox WHERE {which} AND EXISTS "
                 "(SELECT 1 FROM tidewire_lease WHERE name = 'relay' AND owner = ? AND boot = ? AND until > ?)",
-                (*wanted, owner, self._boot, now),
+                (*wanted, owner, self._boot, self._clock.ticks()),
             )
             return gone.rowcount > 0
 
-        if not await durably(self._new_unit, delete):
+        # Where no more is known to wait, a row that goes a little later costs nothing, and after a crash a repeat.
+        patient = len(self._outbox.window) <= len(rows) < _PATIENT_ROWS
+        if not await durably(self._new_unit, delete, patient=patient):
             return self._leads(owner)
         for row in rows:
             self._outbox.window.pop(row, None)

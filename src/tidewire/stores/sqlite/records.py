@@ -20,9 +20,12 @@ _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Failure).decode
 
 
-async def durably(new_unit: NewUnit, action: Callable[[SqliteUnit], T]) -> T:
-    """Run *action* in a unit of its own and return its result once that is durable."""
+async def durably(new_unit: NewUnit, action: Callable[[SqliteUnit], T], *, patient: bool = False) -> T:
+    """Run *action* in a unit of its own and return its result once that is durable; a *patient* one waits a little
+    for others to share a transaction with."""
     unit = new_unit()
+    if patient:
+        await unit.turns.company()
     await unit.begin()
     try:
         result = action(unit)

@@ -30,6 +30,7 @@ _logger = logging.getLogger("tidewire.store")
 _TURNS_MAX = 64
 _AGE_MAX = 0.005
 _BRIEF = 0.001
+_PATIENCE = 0.003
 _WAIT = timedelta(seconds=30)
 _COMMIT_BYTES, _ROW_BYTES, _ROWS_EACH = 12_288, 1_024, 3
 _BUSY_MS = 5_000
@@ -105,6 +106,7 @@ class Turns:
         self._loop_thread = threading.get_ident()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="tidewire-store")
         self._waiting: deque[asyncio.Future[None]] = deque()
+        self._patient: list[asyncio.Future[None]] = []
         self._committing: asyncio.Future[None] | None = None
         self._closing_soon = False
         self._granted = 0.0
@@ -172,6 +174,19 @@ class Turns:
             self.file.turn.release()
         if self.holder is not None:
             self.holder.lose()
+
+    async def company(self) -> None:
+        """Wait a little for a transaction to share: what is in no hurry need not have one, and its sync, alone."""
+        if self.shared is not None:
+            return
+        waiting = self._loop.create_future()
+        self._patient.append(waiting)
+        timer = self._loop.call_later(_PATIENCE, _let_go, waiting)
+        try:
+            await waiting
+        finally:
+            timer.cancel()
+            self._patient.remove(waiting)
 
     async def on_thread(self, function: Callable[[], T]) -> T:
         """Run *function* on the writer thread; when cancelled, wait for its end first."""
@@ -241,6 +256,8 @@ class Turns:
                     self.shared = Shared(self._loop.create_future(), self._loop.time())
                 raise
         shared = self.shared = Shared(self._loop.create_future(), self._loop.time())
+        for waiting in self._patient:
+            _let_go(waiting)
         return shared
 
     def _begin_at_once(self) -> bool:
@@ -324,6 +341,11 @@ class _Reserved:
 
 
 _RESERVED = _Reserved()
+
+
+def _let_go(waiting: asyncio.Future[None]) -> None:
+    if not waiting.done():
+        waiting.set_result(None)
 
 
 def _fail(future: asyncio.Future[None], error: BaseException) -> None:

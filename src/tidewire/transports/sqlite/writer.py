@@ -143,10 +143,15 @@ class Writer:
                     self.file.tidy(self._connection)
             if not self._queue:
                 self._bell.wait(self._rest())
+        batch = self._waiting()
         ends_at = self._loop.time() + _PATIENCE
-        while self._queue and all(entry.patient for entry in self._queue) and not self._closing:
+        while batch and all(entry.patient for entry in batch) and not self._closing:
             if not self._bell.wait(ends_at - self._loop.time()):
                 break
+            batch += self._waiting()
+        return batch
+
+    def _waiting(self) -> list[Entry]:
         return [self._queue.popleft() for _ in range(len(self._queue))]
 
     def _rest(self) -> float:
