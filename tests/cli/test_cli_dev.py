@@ -329,6 +329,30 @@ def test_nobody_outlives_a_dev_that_was_killed(tmp_path: Path, start: Start) -> 
         time.sleep(0.02)
 
 
+def test_dev_ends_when_nobody_reads_its_log(tmp_path: Path) -> None:
+    """``tidewire dev | head -1`` ends, and leaves no service behind."""
+    shop = made(tmp_path, "minimal")
+    edit(
+        shop / "shop" / "billing.py",
+        "PAYMENTS =",
+        "open(f'pid-{__import__(\"os\").getpid()}', 'w').close()\nPAYMENTS =",
+    )
+    dev = subprocess.Popen(
+        [*COMMAND, "dev", "--json"], cwd=shop, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert dev.stdout is not None
+    try:
+        assert "started" == json.loads(dev.stdout.readline())["event"]
+        dev.stdout.close()
+        assert 0 == dev.wait(60)
+        assert dev.stderr is not None
+        assert "" == dev.stderr.read()
+    finally:
+        dev.kill()
+        dev.communicate()
+    assert not any(alive(int(path.name[4:])) for path in shop.glob("pid-*"))
+
+
 def test_the_second_signal_stops_at_once(tmp_path: Path, start: Start) -> None:
     """A handler that takes its time is waited for after the first signal, and cut off by the second."""
     shop = made(tmp_path, "minimal")

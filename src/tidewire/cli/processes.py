@@ -13,7 +13,7 @@ import signal
 import threading
 from asyncio.subprocess import Process
 from collections.abc import Callable, Collection, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -72,7 +72,7 @@ class Pack:
                 os.close(reading)
             undo.pop_all()
         self._running[process] = writing
-        if said:
+        with suppress(BrokenPipeError):  # it has ended already, as whoever waits for it will hear
             os.write(writing, said)
         if self.stopping.is_set():  # a signal that came while the process was being made has not reached it
             self.end(process)

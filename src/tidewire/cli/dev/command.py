@@ -81,11 +81,12 @@ class _Dev:
         self._log = log
         self._crew = Crew(log, Patience(settings.seconds("grace")), reload=self._reload)
         self._told: tuple[Problem, ...] = ()
+        log.on_gone = self._crew.stop
 
     async def run(self) -> int:
         """Start, watch, end."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._crew.stop)
         watch = await asyncio.to_thread(Watch, Path.cwd())
         scan = await _scan(self._targets)
@@ -105,7 +106,7 @@ class _Dev:
             raise first_error(group) from None
         finally:
             self._crew.close()
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            for number in (signal.SIGTERM, signal.SIGINT):
                 loop.remove_signal_handler(number)
         self._log.line(DEV, "stopped", text="every service has ended", code=self._crew.code)
         return self._crew.code
@@ -210,7 +211,7 @@ class _Dev:
             lines += [f"service  {one['name']}  ({one['target']})", f"         hears {hears}; data in {one['store']}"]
         lines += ["try next, in another terminal:", *(f"  {command}" for command in commands)]
         lines.append("Ctrl-C ends it." + (" A change of the code starts what it concerns again." * self._reload))
-        print("\n".join(lines), flush=True)
+        self._log.write("\n".join(lines))
 
 
 async def _scan(targets: Sequence[str]) -> Scan:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
-from tidewire.cli.shown import emit_line
 from tidewire.clock import SystemClock, moment
 
 __all__ = ["DEV", "Log", "colour_wanted"]
@@ -26,7 +25,10 @@ _ONCE = "tidewire.sqlite.old_version"
 
 
 class Log:
-    """Writes lines to stdout. *colour*: paint the service column and the levels; the words are there without it."""
+    """Writes lines to stdout. *colour*: paint the service column and the levels; the words are there without it.
+
+    *on_gone* is called once nobody reads stdout any more; whatever comes then is written nowhere.
+    """
 
     def __init__(self, *, as_json: bool, colour: bool) -> None:
         self._as_json = as_json
@@ -34,6 +36,7 @@ class Log:
         self._clock = SystemClock()
         self._width = len(DEV)
         self._warned = False
+        self.on_gone: Callable[[], None] = lambda: None
         self._painted: dict[str, int] = {}
 
     def expect(self, services: Iterable[str]) -> None:
@@ -46,16 +49,23 @@ class Log:
         time = moment(us).isoformat(timespec="microseconds")
         if self._as_json:
             known = {"text": text} if text else {}
-            emit_line({"time": time, "service": service, "level": level, "event": event, **known, **fields})
+            told = {"time": time, "service": service, "level": level, "event": event, **known, **fields}
+            self.write(msgspec.json.encode(told).decode())
             return
-        told = text or " ".join([event.removeprefix("tidewire."), *_spoken(fields)])
-        lines = told.splitlines() or [""]
+        spoken = text or " ".join([event.removeprefix("tidewire."), *_spoken(fields)])
+        lines = spoken.splitlines() or [""]
         word = "" if level in ("info", "debug") else self._paint(level, _LEVELS.get(level, 0)) + " "
         head = f"{time[11:23]} {self._paint(service.ljust(self._width), self._colour_of(service))}  "
-        print(head + word + lines[0], flush=not lines[1:])
-        if lines[1:]:
-            indent = " " * (len(time[11:23]) + self._width + 3)
-            print("\n".join(indent + one for one in lines[1:]), flush=True)
+        indent = " " * (len(time[11:23]) + self._width + 3)
+        self.write("\n".join([head + word + lines[0], *(indent + one for one in lines[1:])]))
+
+    def write(self, text: str) -> None:
+        """Write *text* as it is, and a line's end."""
+        try:
+            print(text, flush=True)
+        except BrokenPipeError:
+            sys.stdout = None
+            self.on_gone()
 
     def output(self, service: str, raw: bytes) -> None:
         """Write a line that the process of *service* wrote: a log record of its own, or whatever it printed."""
