@@ -4,88 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import shlex
 import signal
-import sqlite3
 import subprocess
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
+from dev_runs import COMMAND, Dev, alive, edit, made, publish, rows, run
 
 from tidewire.cli.new import TEMPLATES
-
-COMMAND = [sys.executable, "-m", "tidewire.cli"]
-
-
-class Dev:
-    """One run of ``tidewire dev --json``, with what it has told so far."""
-
-    def __init__(self, folder: Path, *arguments: str, environ: Mapping[str, str] | None = None) -> None:
-        self.folder = folder
-        self.told: list[dict[str, Any]] = []
-        self.process = subprocess.Popen(
-            [*COMMAND, "dev", "--json", *arguments],
-            cwd=folder,
-            env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **(environ or {})},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            stdin=subprocess.DEVNULL,
-            text=True,
-        )
-        self._reader = threading.Thread(target=self._read)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.told.append(json.loads(line))
-
-    def events(self, event: str, service: str = "") -> list[dict[str, Any]]:
-        """Return what was told of an event, by anybody or by one service."""
-        return [one for one in tuple(self.told) if one["event"] == event and service in ("", one["service"])]
-
-    def until(self, condition: Callable[[], object], what: str) -> None:
-        """Wait, for a minute at most, until *condition* holds; dev has to live meanwhile."""
-        deadline = time.monotonic() + 60
-        while not condition():
-            assert self.process.poll() is None, f"dev ended: {self.told[-5:]}"
-            assert time.monotonic() < deadline, f"waited in vain: {what}; {self.told[-8:]}"
-            time.sleep(0.02)
-
-    def up(self, *services: str, times: int = 1) -> None:
-        """Wait until each of *services* has started that many times."""
-        for service in services:
-            started = lambda: len(self.events("tidewire.service.started", service)) >= times  # noqa: B023, E731
-            self.until(started, f"{service} to start {times} times")
-
-    def processes(self, service: str) -> list[int]:
-        """Return the processes that have run *service*, in order."""
-        return [one["process"] for one in self.events("tidewire.service.started", service)]
-
-    def end(self, number: int = signal.SIGTERM) -> int:
-        """Send a signal, wait, and return the exit code."""
-        self.process.send_signal(number)
-        code = self.process.wait(60)
-        self._reader.join()
-        return code
-
-    def close(self) -> None:
-        """Leave nobody behind."""
-        if self.process.poll() is None:
-            self.process.kill()
-        self._reader.join()
-        assert self.process.stdout is not None
-        assert self.process.stderr is not None
-        self.process.stdout.close()
-        self.process.stderr.close()
-        self.process.wait()
-
 
 Start = Callable[..., Dev]
 
@@ -95,71 +24,13 @@ def start() -> Iterator[Start]:
     """Return a function that starts dev; whoever is left at the end is killed."""
     begun: list[Dev] = []
 
-    def run(folder: Path, *arguments: str, environ: Mapping[str, str] | None = None) -> Dev:
+    def begin(folder: Path, *arguments: str, environ: Mapping[str, str] | None = None) -> Dev:
         begun.append(Dev(folder, *arguments, environ=environ))
         return begun[-1]
 
-    yield run
+    yield begin
     for one in begun:
         one.close()
-
-
-def made(folder: Path, template: str = "multi-service") -> Path:
-    """Return a project called shop, made by ``tidewire new``."""
-    subprocess.run([*COMMAND, "new", "shop", "--template", template], cwd=folder, check=True, capture_output=True)
-    return folder / "shop"
-
-
-def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a command that is expected to end by itself."""
-    return subprocess.run(
-        [*COMMAND, *arguments],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        stdin=subprocess.DEVNULL,
-    )
-
-
-def publish(folder: Path, order: str, total: str = "9.90") -> None:
-    """Publish an order, as a person does beside a running dev."""
-    data = json.dumps({"order_id": order, "total": total})
-    sent = run(folder, "publish", "shop.events:OrderPlaced", "--data", data)
-    assert 0 == sent.returncode, sent.stderr
-
-
-def rows(store: Path, query: str) -> list[tuple[Any, ...]]:
-    """Return what a service has in its own database, nothing where it has no such table yet."""
-    if not store.exists():
-        return []
-    connection = sqlite3.connect(store, timeout=10)
-    try:
-        return connection.execute(query).fetchall()
-    except sqlite3.OperationalError:
-        return []
-    finally:
-        connection.close()
-
-
-def edit(path: Path, old: str, new: str) -> None:
-    """Replace text in a file, in one step, as editors do."""
-    text = path.read_text("utf-8")
-    assert old in text
-    beside = path.with_suffix(".new")
-    beside.write_text(text.replace(old, new), "utf-8")
-    beside.replace(path)
-
-
-def alive(process: int) -> bool:
-    """Say whether a process lives; a zombie does not."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    stat = Path(f"/proc/{process}/stat")
-    return not (stat.exists() and stat.read_text().rpartition(")")[2].split()[0] == "Z")
 
 
 # --- good use -------------------------------------------------------------------------------------------------
@@ -410,112 +281,3 @@ def test_modules_below_src_are_found(tmp_path: Path, start: Start) -> None:
     dev = start(shop)
     dev.up("billing")
     assert 0 == dev.end()
-
-
-# --- the screen -----------------------------------------------------------------------------------------------
-
-
-def screen(folder: Path, *, environ: Mapping[str, str]) -> str:
-    """Run dev on a terminal until billing has started, end it, and return what the terminal showed."""
-    mine, theirs = pty.openpty()
-    dev = subprocess.Popen([*COMMAND, "dev"], cwd=folder, stdout=theirs, env={**os.environ, "TERM": "xterm", **environ})
-    os.close(theirs)
-    shown = b""
-    try:
-        while b"service.started" not in shown:
-            shown += os.read(mine, 65_536)
-        dev.send_signal(signal.SIGINT)
-        assert 0 == dev.wait(60)
-    finally:
-        dev.kill()
-        os.close(mine)
-    return shown.decode()
-
-
-def test_colour_is_for_terminals_that_want_it(tmp_path: Path) -> None:
-    """On a terminal the service column is painted; with ``NO_COLOR`` it is not, and the words are the same."""
-    shop = made(tmp_path, "minimal")
-    painted, plain = screen(shop, environ={}), screen(shop, environ={"NO_COLOR": "1"})
-    assert "\x1b[36mbilling\x1b[0m  service.started" in painted
-    assert "\x1b[" not in plain
-    assert "billing  service.started" in plain
-
-
-def test_the_log_reads_well(tmp_path: Path) -> None:
-    """In a pipe: what runs, where its data are, what to try next; then lines of time, service, and what happened."""
-    shop = made(tmp_path, "minimal")
-    dev = subprocess.Popen([*COMMAND, "dev"], cwd=shop, stdout=subprocess.PIPE, text=True)
-    assert dev.stdout is not None
-    said: list[str] = []
-    try:
-        for line in dev.stdout:
-            said.append(line.rstrip())
-            if "service.started" in line:
-                publish(shop, "1", "0")
-            if "consumer.dead_letter" in line:
-                dev.send_signal(signal.SIGTERM)
-        assert 0 == dev.wait(60)
-    finally:
-        dev.kill()
-        dev.stdout.close()
-    text = "\n".join(said)
-    assert "service  billing  (shop.billing:billing)" in said
-    assert "         hears shop.order; data in sqlite:///.tidewire/billing.db" in said
-    assert """  tidewire publish shop.events:OrderPlaced --data '{"order_id":"1","total":"9.90"}'""" in said
-    assert "\x1b[" not in text
-    (refused,) = [line for line in said if "an order must cost something" in line]
-    assert ["billing", "error", "Reject"] == refused.split()[1:4]
-    assert 1 >= text.count("sqlite.old_version")
-
-
-# --- bad use --------------------------------------------------------------------------------------------------
-
-
-def refused(folder: Path, *arguments: str, environ: Mapping[str, str] | None = None) -> str:
-    """Run dev where it cannot run: exit 2, an error and a hint on stderr, nothing on stdout; return what it said."""
-    ran = subprocess.run(
-        [*COMMAND, "dev", *arguments],
-        cwd=folder,
-        env={**os.environ, **(environ or {})},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert (2, "") == (ran.returncode, ran.stdout)
-    assert ["error:", "hint:"] == [line.split()[0] for line in ran.stderr.splitlines()]
-    return ran.stderr
-
-
-def test_a_folder_without_services_is_refused(tmp_path: Path) -> None:
-    """Where there is nothing to run, the hint names ``tidewire new``."""
-    assert "tidewire new" in refused(tmp_path)
-
-
-def test_without_reload_a_broken_module_is_refused(tmp_path: Path) -> None:
-    """Nobody would wait for the change, so the error ends dev."""
-    shop = made(tmp_path, "minimal")
-    (shop / "shop" / "billing.py").write_text("from tidewire import Service\nbilling = Service(\n")
-    assert "SyntaxError" in refused(shop, "--no-reload")
-
-
-def test_a_broker_in_memory_is_refused(tmp_path: Path) -> None:
-    """The services would never meet."""
-    assert "memory://" in refused(tmp_path, environ={"TIDEWIRE_BROKER": "memory://"})
-
-
-def test_one_store_for_several_services_is_refused(tmp_path: Path) -> None:
-    """Each service has its own database: the hint tells of ``{service}``."""
-    assert "{service}" in refused(made(tmp_path), environ={"TIDEWIRE_STORE": "sqlite:///one.db"})
-
-
-def test_two_services_of_one_name_are_refused(tmp_path: Path) -> None:
-    """They would be one group, and each would get a part of the events."""
-    shop = made(tmp_path, "minimal")
-    (shop / "shop" / "again.py").write_text((shop / "shop" / "billing.py").read_text("utf-8"))
-    assert "both named 'billing'" in refused(shop, "--no-reload")
-
-
-def test_a_misspelt_target_is_named(tmp_path: Path) -> None:
-    """A target that is not there ends dev when nothing can change, with what is near."""
-    assert "did you mean 'billing'?" in refused(made(tmp_path, "minimal"), "shop.billing:biling", "--no-reload")
