@@ -6,6 +6,7 @@ import os
 import re
 import select
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -24,6 +25,8 @@ VARYING = (
     (r"…", r".*"),
     (r"\s+", r"\s+"),
 )
+# The port that the pages name; each run takes a free one in its place, so that two at a time do not meet.
+PORT = "8417"
 COMMAND_MAX_S = 120.0
 UNTIL_MAX_S = 90.0
 
@@ -81,7 +84,8 @@ class Tutorial:
     """The pages in order, each done once; a page is only right after all those before it."""
 
     def __init__(self, steps: list[Page], folder: Path) -> None:
-        self._waiting = list(steps)
+        port = free_port()
+        self._waiting = [Page(step.name, step.text.replace(PORT, port)) for step in steps]
         self._shell = Shell(folder)
         self._failed = ""
 
@@ -130,6 +134,12 @@ class Tutorial:
                     f"{block.page}:{block.line}: $ {command}\nended {ended}, not shown: {missing}\n--- said:\n{said}"
                 ]
         return []
+
+
+def free_port() -> str:
+    """Return a port that nobody listens on now."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return str(server.getsockname()[1])
 
 
 def typed(text: str) -> Iterator[tuple[str, list[str]]]:
