@@ -310,6 +310,10 @@ def test_bench_measures_this_broker(shop: Shop) -> None:
         (["publish", "shopevents:Inside", "--data", "{}"], "domain event"),
         (["publish", "shopevents", "--data", "{}"], "names no event class"),
         (["publish", "shopevents:OrderPlaced", "--data", "@missing.json"], "No such file"),
+        (
+            ["publish", "shopevents:OrderPlaced", "--data", '{"order_id": "1"}', "--broker", "sqlite:///missing.db"],
+            "no broker file",
+        ),
         (["replay", "shop.order", "--group", "billing", "--from", "1", "--again"], "store"),
         (["outbox"], "none is named"),
         (["outbox", "requeue", "--store", "sqlite:///x.db"], "row numbers"),

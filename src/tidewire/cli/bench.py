@@ -14,7 +14,7 @@ from typing import Any
 
 from tidewire.chance import UUID7Ids
 from tidewire.cli.exits import OK, CommandParser
-from tidewire.cli.shown import emit, table
+from tidewire.cli.shown import Progress, emit, table
 from tidewire.clock import SystemClock
 from tidewire.config import masked, open_store, open_transport, settings_from
 from tidewire.protocols import Store, Transport
@@ -94,6 +94,7 @@ class Bench:
         self._took: list[float] = []
         self._all = asyncio.Event()
         self._wanted = 0
+        self._progress = Progress("events published:")
 
     async def run(self) -> list[dict[str, Any]]:
         """Measure one thing after the other and return the rows."""
@@ -120,6 +121,7 @@ class Bench:
             what = "published, handled and settled" if self._store is None else "the same, with a row once each"
             rows.append(_row(what, handled, "events/s"))
             rows += await self._latency(app)
+        self._progress.end()
         return rows
 
     async def _latency(self, app: Running) -> list[dict[str, Any]]:
@@ -147,6 +149,7 @@ class Bench:
         async def work() -> None:
             for number in numbers:
                 await app.publisher.publish(self._event(number))
+                self._progress.at(number)
 
         started = self._loop.time()
         await asyncio.gather(*(work() for _ in range(tasks)))

@@ -43,6 +43,10 @@ verbs:
 `tidewire dlq VERB --help` tells what a verb takes. In short:
 
 {usages}
+examples:
+  tidewire dlq groups --group billing
+  tidewire dlq redrive --group billing --error timeout --rate 50 --dry-run
+
 exit codes:
   0    done, or there was nothing to do
   1    not done, or not all: the broker refused letters, no letter has the id, the question was answered with no

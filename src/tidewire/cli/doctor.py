@@ -10,7 +10,6 @@ from tidewire.cli.shown import emit, print_findings, print_points
 from tidewire.clock import SystemClock
 from tidewire.config import settings_from
 from tidewire.errors import ConfigurationError
-from tidewire.operations.doctoring import examine_machine, examine_resources, is_well
 from tidewire.rules.findings import Section
 
 __all__ = ["main"]
@@ -40,6 +39,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--strict", action="store_true", help="a warning counts as wrong")
     parser.add_argument("--json", action="store_true", help="JSON on standard output, its keys documented and stable")
     options = parser.parse_all(arguments)
+    # What looks at SQLite is loaded once it is clear that there is something to look at.
+    from tidewire.operations.doctoring import is_well
+
     sections = asyncio.run(_examine(options.broker, options.store, full=options.full))
     well = is_well(sections, strict=options.strict)
     if options.json:
@@ -51,6 +53,8 @@ def main(arguments: Sequence[str]) -> int:
 
 async def _examine(broker: str | None, store: str | None, *, full: bool) -> list[Section]:
     """Examine the machine, the settings, and, where these can be, what they name."""
+    from tidewire.operations.doctoring import examine_machine, examine_resources
+
     clock = SystemClock()
     sections = await examine_machine(clock)
     section = Section(name="settings")

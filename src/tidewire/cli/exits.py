@@ -64,14 +64,22 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
     return f"did you mean {near[0]!r}?" if near else ""
 
 
+_CODES = """\
+exit codes: 0 done, 1 it failed, 2 a person must change something, 3 the broker or the store is unavailable
+"""
+
+
 class CommandParser(argparse.ArgumentParser):
-    """An argument parser whose errors read like all others, and which guesses no abbreviations."""
+    """An argument parser whose errors read like all others, and which guesses no abbreviations.
+
+    Help that says nothing of exit codes gets a line about them.
+    """
 
     def __init__(self, prog: str, description: str, *, epilog: str = "") -> None:
         super().__init__(
             prog=prog,
             description=description,
-            epilog=epilog or None,
+            epilog=epilog if "exit code" in epilog else f"{epilog.rstrip()}\n\n{_CODES}".lstrip(),
             allow_abbrev=False,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )

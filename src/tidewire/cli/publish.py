@@ -53,7 +53,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--source", default="tidewire-cli", metavar="NAME", help="the CloudEvents source")
     parser.add_argument("--id", default="", metavar="ID", help="the event's id, so that a repeat is recognised")
     parser.add_argument("--delay", type=duration, default=ZERO, metavar="TIME", help="not before: 90s, 15m, 2h")
-    parser.add_argument("--provision", action="store_true", help="create the topic if it is missing")
+    parser.add_argument(
+        "--provision", action="store_true", help="create the topic, or the broker's file, if it is missing"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object for each event")
     options = parser.parse_all(arguments)
     if options.lines and options.id:
@@ -74,7 +76,7 @@ async def _publish(
     progress = Progress("events published:")
     count = 0
     async with (
-        open_transport(settings.broker) as transport,
+        open_transport(settings.broker, create=settings.provision) as transport,
         open_publisher(
             options.source, transport=transport, options=Options(provision=settings.provision, lanes=settings.lanes)
         ) as publisher,

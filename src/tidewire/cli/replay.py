@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import getpass
-import sys
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from datetime import datetime
 
 from tidewire.chance import UUID7Ids
 from tidewire.cli.brokers import Broker, broker_parser, point_in_time, run_with_broker
-from tidewire.cli.exits import OK, USAGE, tell
+from tidewire.cli.dlq_options import agreed, operator
+from tidewire.cli.exits import FAILED, OK
 from tidewire.cli.shown import Progress, emit, stamp, table
 from tidewire.clock import SystemClock
 from tidewire.config import open_store, settings_from
@@ -33,6 +32,12 @@ examples:
   tidewire replay shop.order --group billing --from 2h --dry-run
   tidewire replay shop.order --group billing --from 2026-11-24T09:00:00Z
   tidewire replay shop.order --group reports --from 1 --again --store sqlite:///data/reports.db --yes
+
+exit codes:
+  0  done, or looked at
+  1  the question was answered with no
+  2  a person must change something: arguments, settings, a service that still runs, no terminal to ask on
+  3  the broker or the store is unavailable: time may help
 """
 
 
@@ -63,8 +68,8 @@ async def _act(broker: Broker, options: argparse.Namespace) -> int:
         _print(preview, options)
     if options.dry_run:
         return _end(preview, options, moved=False, run=None)
-    if not options.yes and not _agreed(options):
-        return USAGE
+    if not agreed(options, f"replay for {options.group}?"):
+        return FAILED
     async with AsyncExitStack() as stack:
         url = settings_from(store=options.store).store
         store = await stack.enter_async_context(open_store(url, create=False)) if options.again else None
@@ -72,7 +77,7 @@ async def _act(broker: Broker, options: argparse.Namespace) -> int:
     act = Act(
         id=UUID7Ids().event_id(),
         at=SystemClock().now_us(),
-        who=getpass.getuser(),
+        who=operator().who,
         verb="replay",
         topic=options.topic,
         group=options.group,
@@ -113,14 +118,6 @@ def _print(preview: Preview, options: argparse.Namespace) -> None:
     print(f"from {stamp(preview.first_at)} to {stamp(preview.last_at)}")
     if preview.owners:
         print(f"{preview.owners} members are active: the service must be stopped first.")
-
-
-def _agreed(options: argparse.Namespace) -> bool:
-    if not sys.stdin.isatty():
-        tell("a replay is asked for without a terminal to agree on", hint="--yes agrees, --dry-run only looks")
-        return False
-    print(f"Replay for {options.group}? Type yes: ", end="", file=sys.stderr, flush=True)
-    return sys.stdin.readline().strip() == "yes"
 
 
 def _start(text: str) -> int | datetime:

@@ -27,6 +27,10 @@ settle, publish what is in the outbox. A second signal stops at once. Neither co
 Topics and groups are verified, never changed, unless --provision says that missing ones may be created.
 """
 EPILOG = """\
+examples:
+  tidewire run shop.billing:billing
+  tidewire run shop.billing:billing --broker sqlite:///data/broker.db --store sqlite:///data/billing.db --workers 4
+
 Every option is a setting too: TIDEWIRE_BROKER, TIDEWIRE_STORE, TIDEWIRE_GRACE … in the environment, or broker,
 store, grace … in tidewire.toml or under [tool.tidewire] in pyproject.toml. The command line wins.
 """
@@ -103,7 +107,9 @@ def _parser() -> CommandParser:
         "--grace", metavar="SECONDS", type=float, help="how long a stop lets handlers end (default: 10)"
     )
     parser.add_argument("--provision", action="store_true", help="create missing topics and groups")
-    parser.add_argument("--json-logs", action="store_true", help="one JSON object per log line, on stderr")
+    parser.add_argument(
+        "--json", "--json-logs", dest="json_logs", action="store_true", help="one JSON object per log line, on stderr"
+    )
     parser.add_argument("--supervised", action="store_true", help=argparse.SUPPRESS)
     return parser
 

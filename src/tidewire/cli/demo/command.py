@@ -12,7 +12,7 @@ import socket
 import sqlite3
 import sys
 import tempfile
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine
 from contextlib import suppress
 from importlib import resources
 from importlib.util import find_spec
@@ -21,7 +21,6 @@ from typing import Any, TypeVar
 
 from tidewire.cli.demo.feeder import Feeder
 from tidewire.cli.demo.orders import invented
-from tidewire.cli.demo.plants import PLANTS
 from tidewire.cli.demo.reconcile import Books, dead_ends, reconcile
 from tidewire.cli.demo.shop.services import SERVICES
 from tidewire.cli.demo.supervisor import Supervisor
@@ -33,7 +32,7 @@ from tidewire.kit.groups import first_error
 from tidewire.model import GroupSpec, TopicSpec
 from tidewire.transports.sqlite import open_sqlite_transport
 
-__all__ = ["main"]
+__all__ = ["run"]
 
 T = TypeVar("T")
 _KILLS_MIN = 12
@@ -42,34 +41,13 @@ _STILL_MAX = 30.0
 _SHIPPED = "orders-5000.jsonl"
 
 
-def parser() -> CommandParser:
-    """Return the command's parser."""
-    made = CommandParser(
-        "tidewire demo",
-        "Run a shop of five services as separate processes and account for every order.",
-        epilog="examples: tidewire demo --chaos · tidewire demo --orders mine.jsonl --json · "
-        "tidewire demo --chaos --plant no-inbox   (exit 0: the books balance, 1: they do not)",
-    )
-    made.add_argument("--orders", type=Path, metavar="FILE", help="orders, one JSON object a line (default: shipped)")
-    made.add_argument("--chaos", action="store_true", help="kill -9 services at random, at least ten times")
-    made.add_argument("--seconds", type=float, metavar="N", help="stop handing orders in after N seconds")
-    made.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
-    made.add_argument("--plant", choices=PLANTS, help="run with this defect: the books must not balance")
-    made.add_argument("--seed", type=int, help="seed of the kills")
-    made.add_argument("--port", type=int, default=0, metavar="N", help="where POST /orders is taken (default: any)")
-    made.add_argument("--keep", type=Path, metavar="DIR", help="keep the databases in DIR")
-    return made
-
-
-def main(argv: Sequence[str]) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """Run the demo: 0 if the books balance, 1 if not.
 
     Raises:
-        ConfigurationError: the order file cannot be read, or an option cannot be.
+        ConfigurationError: the order file cannot be read, or the directory to keep is not empty.
+        MissingExtra: the shop's own dependencies are not installed.
     """
-    arguments = parser().parse_all(argv)
-    if arguments.seconds is not None and not 0 < arguments.seconds < 86_400:
-        raise ConfigurationError("--seconds must be above zero")
     _check_extra()
     name, lines = read_lines(arguments.orders)
     directory = _directory(arguments.keep)
@@ -275,7 +253,3 @@ def _check_extra() -> None:
 def write_shipped(path: Path) -> None:
     """Write the order file that is shipped."""
     path.write_bytes(b"\n".join(invented()) + b"\n")
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
