@@ -33,6 +33,7 @@ __all__ = [
     "masked",
     "open_store",
     "open_transport",
+    "settings_and_origins",
     "settings_from",
 ]
 
@@ -86,9 +87,24 @@ def settings_from(
     Raises:
         ConfigurationError: names every unknown setting and every bad value at once, with "did you mean".
     """
+    return settings_and_origins(environ, directory=directory, assumed=assumed, **given)[0]
+
+
+def settings_and_origins(
+    environ: Mapping[str, str] | None = None,
+    *,
+    directory: Path | None = None,
+    assumed: Mapping[str, object] | None = None,
+    **given: object,
+) -> tuple[Settings, Mapping[str, str]]:
+    """Return the effective settings, and where each that is no default was found: a file, a variable, the command line.
+
+    The rest is as `settings_from`.
+    """
     environ = os.environ if environ is None else environ
     problems: list[str] = []
     values: dict[str, object] = dict(assumed or {})
+    origins: dict[str, str] = {}
     known = {field.name: field for field in msgspec.structs.fields(Settings)}
     sources = [_from_file(directory or Path.cwd(), problems), _from_environment(environ, problems)]
     sources.append({name: (value, "the command line") for name, value in given.items() if value is not None})
@@ -101,12 +117,13 @@ def settings_from(
                 value = [part.strip() for part in value.split(",") if part.strip()]
             try:
                 values[name] = msgspec.convert(value, known[name].type, strict=not isinstance(value, str))
+                origins[name] = where
             except msgspec.ValidationError as error:
                 problems.append(f"{where}: {name}: {error}")
     problems += _impossible(values)
     if problems:
         raise ConfigurationError("; ".join(problems), hint="docs/settings.md lists every setting")
-    return msgspec.convert(values, Settings)
+    return msgspec.convert(values, Settings), origins
 
 
 def open_transport(url: str, *, create: bool = True) -> AbstractAsyncContextManager[Transport]:

@@ -22,8 +22,6 @@ ALL = [*((name,) for name in COMMANDS), *(("dlq", verb) for verb in VERBS)]
 HEAVY = re.compile(
     r"(tidewire\.(transports|stores|testing)\.\w+|sqlite3|starlette|uvicorn|cronsim|apsw|pytest|hypothesis)"
 )
-# `tidewire completion` prints a script: what it says is for a shell, so there is nothing to say in JSON.
-WITHOUT_JSON = {("completion",)}
 
 
 def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -63,7 +61,7 @@ def test_help_loads_no_adapter(command: tuple[str, ...]) -> None:
     assert [] == sorted(name for name in loaded if HEAVY.fullmatch(name))
 
 
-@pytest.mark.parametrize("command", [one for one in ALL if one not in WITHOUT_JSON], ids=" ".join)
+@pytest.mark.parametrize("command", ALL, ids=" ".join)
 def test_every_command_speaks_json(command: tuple[str, ...]) -> None:
     """``--json`` is among the options."""
     assert "--json" in helped(command)[1]
@@ -81,7 +79,8 @@ def test_an_unknown_option_is_answered_with_a_hint(command: tuple[str, ...], tmp
 def test_long_work_tells_its_progress_on_a_terminal(tmp_path: Path) -> None:
     """On stderr, where that is a terminal; standard output stays what it is."""
     (tmp_path / "shop.py").write_text(
-        "from tidewire import event\n\n@event('shop.order.placed', key='order_id')\nclass OrderPlaced:\n    order_id: str\n"
+        "from tidewire import event\n\n@event('shop.order.placed', key='order_id')\n"
+        "class OrderPlaced:\n    order_id: str\n"
     )
     (tmp_path / "orders.jsonl").write_text("".join(f'{{"order_id": "{number}"}}\n' for number in range(2_500)))
     publish = ("publish", "shop:OrderPlaced", "--data", "@orders.jsonl", "--lines", "--provision", "--json")

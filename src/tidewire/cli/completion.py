@@ -24,6 +24,10 @@ DESCRIPTION = """\
 Print a script that completes tidewire's commands, verbs, options and choices in your shell.
 """
 EPILOG = """\
+examples:
+  tidewire completion bash
+  tidewire completion zsh --json
+
 for good:
   bash  echo 'source <(tidewire completion bash)' >> ~/.bashrc
   zsh   echo 'source <(tidewire completion zsh)' >> ~/.zshrc

@@ -26,7 +26,7 @@ from tidewire.cli.demo.shop.services import SERVICES
 from tidewire.cli.demo.supervisor import Supervisor
 from tidewire.cli.demo.view import View, print_books
 from tidewire.cli.demo.worker import OPTIONS
-from tidewire.cli.exits import INTERRUPTED, CommandParser
+from tidewire.cli.exits import INTERRUPTED
 from tidewire.errors import ConfigurationError, MissingExtra
 from tidewire.kit.groups import first_error
 from tidewire.model import GroupSpec, TopicSpec
