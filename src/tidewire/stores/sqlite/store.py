@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import sqlite3
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tidewire.clock import SystemClock
-from tidewire.kit.sqlite_file import open_sqlite_file
+from tidewire.kit.sqlite_file import SqliteFile, open_sqlite_file
+from tidewire.kit.threads import to_the_end
 from tidewire.model import Guard
 from tidewire.protocols import Clock
 from tidewire.stores.sqlite.inbox import SqliteInbox
@@ -80,15 +81,17 @@ async def open_sqlite_store(
             tidewire, or on a network file system.
         StoreUnavailable: it is locked, or the disk is full.
     """
-    file = open_sqlite_file(path, STORE)
+    file = await to_the_end(partial(open_sqlite_file, path, STORE), SqliteFile.close)
     try:
         writing, reading = file.connect(), file.connect(read_only=True)
         store = SqliteStore(writing, Reader(file, reading), clock=clock or SystemClock(), poll=poll)
         try:
             yield store
         finally:
-            await store.close()
-            await asyncio.to_thread(file.close_connection, reading)
+            try:
+                await store.close()
+            finally:
+                await to_the_end(partial(file.close_connection, reading))
     finally:
         file.close()
 

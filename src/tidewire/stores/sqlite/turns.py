@@ -202,16 +202,25 @@ class Turns:
 
         A unit that nobody ends is rolled back after 30 s.
         """
+        try:
+            await self._idle()
+        finally:
+            if self.shared is not None and self.holder is None and self._committing is None:
+                self._commit()
+            try:
+                await self.on_thread(lambda: self.file.close_connection(self.connection))
+            finally:
+                self._thread.shutdown(wait=False)
+
+    async def _idle(self) -> None:
         deadline = self._loop.time() + _WAIT.total_seconds()
         while self.holder is not None or self._committing is not None or self._waiting or self.shared is not None:
             if self.holder is None and self._committing is None and not self._waiting:
                 self._commit()
             elif self._loop.time() > deadline:
                 _logger.error("tidewire.store.unit_left_open", extra={"file": self.file.what})
-                break
+                return
             await asyncio.sleep(0.001)
-        await self.on_thread(lambda: self.file.close_connection(self.connection))
-        self._thread.shutdown(wait=False)
 
     async def _wait_in_line(self) -> None:
         place: asyncio.Future[None] = self._loop.create_future()

@@ -85,16 +85,22 @@ class SqliteReceiver:
             raise ValueError("a release with a delay under ordering by key: a wait is a hold or a move")
         self._shared.file.check_usable()
         settling = Settling(self, ack, release, move)
+        result: list[Settlement] = []
+
+        def conclude() -> None:
+            result.extend(settling.conclude())
+            if not self.unsettled:
+                self.calm.set()
+
         if settling.by_lane:
             now = self._shared.clock.now_us()
             # A few acks can wait for company: what depends on them is credit, and of that there is enough.
             patient = not release and not move and len(ack) * 4 < self.subscription.prefetch
             await self._shared.writer.submit(
-                lambda connection: settling.write(connection, now), vital=True, patient=patient
+                lambda connection: settling.write(connection, now), vital=True, patient=patient, then=conclude
             )
-        result = settling.conclude()
-        if not self.unsettled:
-            self.calm.set()
+        else:
+            conclude()
         return result
 
     async def steer(

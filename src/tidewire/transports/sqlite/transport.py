@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import sqlite3
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 from tidewire.chance import Ids, UUID7Ids
 from tidewire.clock import SystemClock
 from tidewire.errors import ConfigurationError, TransportClosed
-from tidewire.kit.sqlite_file import open_sqlite_file
+from tidewire.kit.sqlite_file import SqliteFile, open_sqlite_file
+from tidewire.kit.threads import to_the_end
 from tidewire.model import Capabilities, Change, GroupSpec, Message, Receipt, Subscription, TopicSpec
 from tidewire.protocols import Clock, Receiver
 from tidewire.rules.names import check_name
@@ -134,7 +135,7 @@ async def open_sqlite_transport(
             tidewire, or on a network file system.
         TransportUnavailable: it is locked, or the disk is full.
     """
-    file = await asyncio.to_thread(open_sqlite_file, path, BROKER)
+    file = await to_the_end(partial(open_sqlite_file, path, BROKER), SqliteFile.close)
     shared = Shared(file, clock or SystemClock(), (ids or UUID7Ids()).event_id())
     transport = SqliteTransport(shared)
     shared.writer.every(shared, _SWEEP_EVERY, lambda connection: sweep(connection, shared.clock.now_us()))
@@ -143,4 +144,4 @@ async def open_sqlite_transport(
     finally:
         transport.closed = True
         shared.waker.close()
-        await asyncio.to_thread(shared.close)
+        await to_the_end(shared.close)

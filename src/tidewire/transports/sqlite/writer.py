@@ -37,12 +37,16 @@ _LOOK_AT_RESERVE_EVERY = 1.0
 
 
 class Entry(NamedTuple):
-    """A job on its way; *vital* ones (settles) may use the reserve when the disk is full."""
+    """A job on its way; *vital* ones (settles) may use the reserve when the disk is full.
+
+    *then* is called on the event loop once the job is durable, whether or not anybody still waits for it.
+    """
 
     job: Job
     future: asyncio.Future[Any]
     vital: bool
     patient: bool
+    then: Callable[[], None] | None
 
 
 class Writer:
@@ -69,8 +73,15 @@ class Writer:
         self._thread = threading.Thread(target=self._live, name="tidewire-broker", daemon=True)
         self._thread.start()
 
-    async def submit(self, job: Callable[[sqlite3.Connection], T], *, vital: bool = False, patient: bool = False) -> T:
-        """Run *job* and return its result once it is durable. Cancelling the wait does not undo the job.
+    async def submit(
+        self,
+        job: Callable[[sqlite3.Connection], T],
+        *,
+        vital: bool = False,
+        patient: bool = False,
+        then: Callable[[], None] | None = None,
+    ) -> T:
+        """Run *job* and return its result once it is durable. Cancelling the wait undoes neither it nor *then*.
 
         Raises:
             TransportUnavailable: the file cannot be written now; the job has no effect.
@@ -83,7 +94,7 @@ class Writer:
         while len(self._queue) >= _JOBS_MAX:  # noqa: ASYNC110 - the thread that empties it knows no asyncio.Event
             await asyncio.sleep(0.001)
         future: asyncio.Future[T] = self._loop.create_future()
-        self._queue.append(Entry(job, future, vital, patient))
+        self._queue.append(Entry(job, future, vital, patient, then))
         self._bell.ring()
         if self._broken is not None:
             self._fail_all()
@@ -261,6 +272,8 @@ class Writer:
 
 def _resolve(batch: Sequence[Entry], results: Sequence[Any]) -> None:
     for entry, result in zip(batch, results, strict=True):
+        if entry.then is not None and not isinstance(result, BaseException):
+            entry.then()
         if entry.future.done():
             continue
         if isinstance(result, BaseException):

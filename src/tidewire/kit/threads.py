@@ -1,0 +1,31 @@
+"""Work in a thread that a cancel may not cut in half: opening and closing files."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TypeVar
+
+__all__ = ["to_the_end"]
+
+T = TypeVar("T")
+
+
+async def to_the_end(function: Callable[[], T], undo: Callable[[T], object] | None = None) -> T:
+    """Run *function* in a thread and return its result. A cancel rises when it has ended; *undo* gets its result then.
+
+    Raises:
+        Whatever *function* raises, unless cancelled meanwhile.
+    """
+    running = asyncio.get_running_loop().run_in_executor(None, function)
+    cancelled = False
+    while not running.done():
+        try:
+            await asyncio.wait([running])
+        except asyncio.CancelledError:
+            cancelled = True
+    if not cancelled:
+        return running.result()
+    if running.exception() is None and undo is not None:
+        undo(running.result())
+    raise asyncio.CancelledError
