@@ -146,12 +146,12 @@ async def _in_thread(
     """Run a ``def`` handler in a worker thread, in a copy of this task's context variables."""
     loop = asyncio.get_running_loop()
     arguments = (event, SyncContext[Any](context, loop)) if takes_context else (event,)
-    return await loop.run_in_executor(executor, partial(contextvars.copy_context().run, _told, function, arguments))
+    return await loop.run_in_executor(executor, _told, contextvars.copy_context(), function, arguments)
 
 
-def _told(function: Callable[..., Any], arguments: Sequence[Any]) -> Any:
-    """Call *function*; a `StopIteration` is told as another error, for no future can hold one: it would never end."""
+def _told(variables: contextvars.Context, function: Callable[..., Any], arguments: Sequence[Any]) -> Any:
+    """Call *function* with its *variables*; a `StopIteration` is told as another error, for no future can hold one: it would never end."""
     try:
-        return function(*arguments)
+        return variables.run(function, *arguments)
     except StopIteration as error:
         raise RuntimeError("the handler raised StopIteration") from error
