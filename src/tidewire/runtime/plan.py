@@ -150,7 +150,8 @@ async def _in_thread(
 
 
 def _told(variables: contextvars.Context, function: Callable[..., Any], arguments: Sequence[Any]) -> Any:
-    """Call *function* with its *variables*; a `StopIteration` is told as another error, for no future can hold one: it would never end."""
+    """Call *function* with its *variables*. A `StopIteration` becomes another error: no future can hold one, and the
+    caller would wait for ever."""
     try:
         return variables.run(function, *arguments)
     except StopIteration as error:
