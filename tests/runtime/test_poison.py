@@ -14,8 +14,9 @@ from pathlib import Path
 
 from runtime_world import Opened, OrderPlaced, PageViewed, World
 
-from tidewire import Options, Retry, Service
-from tidewire.model import DeadChannel
+from tidewire import Context, Options, Reject, Retry, Service
+from tidewire.model import DeadChannel, Message, Topic
+from tidewire.rules.letters import redriven
 from tidewire.transports.sqlite import open_sqlite_transport
 
 KILLER = """
@@ -136,3 +137,35 @@ def test_a_held_event_does_not_grow_the_books_without_end(opened: Opened) -> Non
 async def _delayed(world: World) -> bool:
     stats = await world.transport.stats("shop.order", "billing")
     return stats.delayed == 1
+
+
+def test_a_structured_event_is_kept_as_it_came(opened: Opened) -> None:
+    """Promise 5 for structured mode: the dead letter has the document and its headers, the event's id, and redrives."""
+    service, seen = Service("billing"), list[str]()
+    mended = asyncio.Event()
+    document = (
+        b'{ "specversion":"1.0", "id":"e-1", "source":"web", "type":"shop.order.placed", "partitionkey":"o-1",'
+        b' "time":"2026-11-24T09:30:00Z", "data": {"order_id":"o-1"} }'
+    )
+
+    @service.on(OrderPlaced, on_dead_letter="continue")
+    async def take(order: OrderPlaced, context: Context) -> None:
+        if not mended.is_set():
+            raise Reject("not now")
+        seen.append(f"{context.envelope.source} {order.order_id}")
+
+    async def scenario() -> None:
+        async with opened() as world, world.running(service):
+            headers = {"content-type": "application/cloudevents+json", "x-from": "elsewhere"}
+            await world.transport.publish([Message(Topic("shop.order"), "", "", None, headers, document)])
+            await world.until(lambda: world.observer.count("dead_lettered") == 1)
+            await world.until(lambda: world.settled("shop.order", "billing"))
+            (letter,) = await world.dead("shop.order", "billing")
+            message = letter.message
+            assert (document, "e-1", "web", "o-1") == (message.body, message.id, message.source, message.key)
+            assert headers.items() <= message.headers.items()
+            mended.set()
+            await world.transport.publish([redriven(message)])
+            await world.until(lambda: seen == ["web o-1"])
+
+    asyncio.run(scenario())

@@ -357,7 +357,7 @@ class Consumer:
 
     def _postpone(self, work: Work, due: int) -> None:
         """Send *work* through the inbox channel, to come back when it is due."""
-        message = retried(work.delivery, group=self._group, failure=work.failure, not_before=due)
+        message = retried(work.original, group=self._group, failure=work.failure, not_before=due)
         self._settler.move(work, [message])
 
     async def _move_key(self, work: Work, delay: timedelta) -> None:
@@ -386,7 +386,7 @@ class Consumer:
         fields = {"event_id": work.delivery.message.id, "group": self._group, "reason": verdict.reason.value}
         _logger.error("tidewire.consumer.dead_letter", extra=fields)
         letter = dead_letter(
-            work.delivery, verdict, group=self._group, failure=failure, member=self._subscription.member
+            work.original, verdict, group=self._group, failure=failure, member=self._subscription.member
         )
         await self._records.forget(work)
         self._settler.move(work, [letter])

@@ -55,7 +55,7 @@ class Holds:
         await self.note(work, head.state, head.due)
         if head.state == "dead":
             return DeadLetter(Reason.HELD, f"waits behind {head.event_id} of the same key, a dead letter")
-        return retried(work.delivery, group=self._group, failure=work.failure, not_before=head.due)
+        return retried(work.original, group=self._group, failure=work.failure, not_before=head.due)
 
     def holds(self, work: Work) -> bool:
         """Whether the key of *work* is held, as far as is known here."""

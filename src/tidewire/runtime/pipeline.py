@@ -115,6 +115,7 @@ class Pipeline:
         if is_structured(headers.get("content-type", "")):
             try:
                 work.delivery = _unwrapped(delivery)
+                work.original = _named(delivery, work.delivery.message)
             except DecodeError as error:
                 work.verdict = DeadLetter(Reason.UNDECODABLE, str(error), error)
                 return None
@@ -315,6 +316,12 @@ def _unknown_version(route: Route, message: Message) -> DeadLetter:
     return DeadLetter(
         Reason.UNKNOWN_VERSION, f"{route.type} version {version[:20]!r}: this service understands version {known}"
     )
+
+
+def _named(delivery: Delivery, event: Message) -> Delivery:
+    """Return a delivery as it came, under the id, source and key of the event inside: so it travels on."""
+    message = msgspec.structs.replace(delivery.message, id=event.id, source=event.source, key=event.key)
+    return msgspec.structs.replace(delivery, message=message)
 
 
 def _unwrapped(delivery: Delivery) -> Delivery:

@@ -24,14 +24,15 @@ class Work:
     attempts so far; *stored*: whether the store remembers something of it. *held_row*: the event id of its row among
     the held keys, to be freed when it is handled. *passed*: how many events had been settled when it was first held.
     *single*: it was in a batch that failed, so it runs in none. *started*: its start as a suspect was written down in
-    this life. *cancellable*: its handlers are running, so that a timeout may cancel them. *context*: what they were
+    this life. *original*: the delivery with the bytes and headers that came, where *delivery* was unwrapped from them.
+    *cancellable*: its handlers are running, so that a timeout may cancel them. *context*: what they were
     given last.
     """
 
     __slots__ = (
         "alone", "cancellable", "context", "delivery", "discarded", "failure", "gone", "held_row", "held_since", "key",
-        "outgoing", "passed", "retry_at", "route", "single", "started", "state", "stored", "timed_out", "todo",
-        "verdict",
+        "original", "outgoing", "passed", "retry_at", "route", "single", "started", "state", "stored", "timed_out",
+        "todo", "verdict",
     )  # fmt: skip
 
     def __init__(self, delivery: Delivery, key: Key | None) -> None:
@@ -51,6 +52,7 @@ class Work:
         self.passed = 0
         self.retry_at = 0.0
         self.outgoing: Sequence[Message] = ()
+        self.original = delivery
         self.single = False
         self.started = False
         self.cancellable = False
