@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tidewire.errors import ConfigurationError, Reject, RetryAfter, StoreUnavailable, TransportUnavailable
 from tidewire.model import DeadLetter, Failure, Reason, RetryLater, Unavailable
-from tidewire.rules.retry import Retry, RetryBudget, decide, delay_ceiling, outage_delay, remember
+from tidewire.rules.retry import Retry, RetryBudget, decide, delay_ceiling, outage_delay, raised_at, remember
 
 
 class Highest:
@@ -95,3 +95,8 @@ def test_an_impossible_policy_is_refused(wrong: dict[str, object]) -> None:
     """At import time, not at the first failure."""
     with pytest.raises(ConfigurationError, match="retry policy"):
         Retry(**wrong)  # type: ignore[arg-type]
+
+
+def test_an_error_that_was_never_raised_has_no_place() -> None:
+    """A timeout that the runtime makes of a cancellation was raised nowhere in the user's code."""
+    assert "" == raised_at(TimeoutError("too long"))

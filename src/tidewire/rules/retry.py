@@ -20,7 +20,7 @@ from tidewire.errors import (
 )
 from tidewire.model import DeadLetter, Failure, Outcome, Reason, RetryLater, Unavailable
 
-__all__ = ["Retry", "RetryBudget", "decide", "delay_ceiling", "outage_delay", "remember"]
+__all__ = ["Retry", "RetryBudget", "decide", "delay_ceiling", "outage_delay", "raised_at", "remember"]
 
 _NOTHING = timedelta(0)
 _OUTAGE_MAX = timedelta(seconds=30)
@@ -121,6 +121,19 @@ def describe(error: BaseException) -> str:
         text = f"{kind}, whose text cannot be read"
     text = text if len(text) <= _TEXT_MAX else text[: _TEXT_MAX - 1] + "…"
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def raised_at(error: BaseException) -> str:
+    """Return the place where *error* was raised (``shop/billing.py:17 in charge``), its last three folders and no
+    message: it goes to logs, where payloads have no place. Empty for an error that was never raised."""
+    trace = error.__traceback__
+    if trace is None:
+        return ""
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    code = trace.tb_frame.f_code
+    path = "/".join(code.co_filename.replace("\\", "/").split("/")[-3:])
+    return f"{path}:{trace.tb_lineno} in {code.co_name}"
 
 
 def remember(failure: Failure | None, error: BaseException, *, now_us: int) -> Failure:

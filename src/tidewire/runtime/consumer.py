@@ -323,12 +323,7 @@ class Consumer:
             await self._give_up(work, outcome, hold=hold)
 
     async def _retry(self, work: Work, outcome: RetryLater) -> None:
-        self._notes.note("retried", work, detail=type(outcome.error).__name__)
-        fields = {"event_id": work.delivery.message.id, "group": self._group}
-        _logger.warning(
-            "tidewire.consumer.retry",
-            extra={**fields, "delay_s": outcome.delay.total_seconds(), "error_type": type(outcome.error).__name__},
-        )
+        self._notes.retried(work, outcome)
         now = self._loop.time()
         seconds = outcome.delay.total_seconds()
         if work.key is None:
@@ -382,9 +377,7 @@ class Consumer:
                 self._unavailable(work, error)
                 return
         failure = work.failure
-        self._notes.note("dead_lettered", work, detail=verdict.reason.value)
-        fields = {"event_id": work.delivery.message.id, "group": self._group, "reason": verdict.reason.value}
-        _logger.error("tidewire.consumer.dead_letter", extra=fields)
+        self._notes.dead_lettered(work, verdict)
         letter = dead_letter(
             work.original, verdict, group=self._group, failure=failure, member=self._subscription.member
         )
