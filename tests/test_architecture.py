@@ -46,7 +46,6 @@ SEPARATE = frozenset({"transports", "stores", "registries", "middleware"})
 
 # Other people's packages, and where they may be imported; msgspec may be used everywhere.
 CLIENTS: dict[str, str] = {
-    "apsw": "tidewire.kit.",  # a newer SQLite for whoever asks for tidewire[apsw]
     "cronsim": "tidewire.rules.recurrence",  # cron expressions, for whoever asks for tidewire[cron]
     "hypothesis": "tidewire.testing.codecs.",  # bodies nobody thought of, for whoever holds a codec to the suite
     "pytest": "tidewire.testing.",  # the plugin, which pytest loads, and suites whose cases skip and compare

@@ -19,9 +19,7 @@ from tidewire.cli.main import COMMANDS
 
 ALL = [*((name,) for name in COMMANDS), *(("dlq", verb) for verb in VERBS)]
 # What no help may load: adapters, client libraries, the tools for tests.
-HEAVY = re.compile(
-    r"(tidewire\.(transports|stores|testing)\.\w+|sqlite3|starlette|uvicorn|cronsim|apsw|pytest|hypothesis)"
-)
+HEAVY = re.compile(r"(tidewire\.(transports|stores|testing)\.\w+|sqlite3|starlette|uvicorn|cronsim|pytest|hypothesis)")
 
 
 def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -103,5 +103,5 @@ def old_version(version: tuple[int, ...] = sqlite3.sqlite_version_info) -> str:
     number = ".".join(map(str, version))
     return (
         f"SQLite {number} has the WAL-reset bug; tidewire's write turn keeps it out as long as no other program "
-        "writes the file. SQLite 3.51.3 or newer has it fixed: a newer Python build, or tidewire[apsw]"
+        "writes the file. SQLite 3.51.3 or newer has it fixed: use a Python that is linked to such a version"
     )

@@ -56,7 +56,7 @@ def _versions() -> Section:
     section.fact("SQLite", sqlite3.sqlite_version)
     section.fact("system", platform.platform())
     if said := old_version():
-        section.warning("sqlite-old", said, fix="a Python build with a newer SQLite, or pip install 'tidewire[apsw]'")
+        section.warning("sqlite-old", said, fix="a Python that is linked to SQLite 3.51.3 or newer")
     if sqlite3.threadsafety < 1:
         what = "this SQLite was built without threads"
         section.error("sqlite-single-thread", what, fix="a Python whose SQLite is built with SQLITE_THREADSAFE=1")
