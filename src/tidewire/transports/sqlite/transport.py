@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
@@ -20,9 +19,10 @@ from tidewire.rules.names import check_name
 from tidewire.transports.sqlite.finder import SqliteFinder
 from tidewire.transports.sqlite.inspector import SqliteInspector
 from tidewire.transports.sqlite.ledger import SqliteLedger
-from tidewire.transports.sqlite.log import MESSAGE_BYTES_MAX, Store, TopicRow, validated
+from tidewire.transports.sqlite.log import MESSAGE_BYTES_MAX, TopicRow, validated
 from tidewire.transports.sqlite.membership import joined
 from tidewire.transports.sqlite.provisioning import provision_all
+from tidewire.transports.sqlite.publishing import Publish
 from tidewire.transports.sqlite.retention import sweep
 from tidewire.transports.sqlite.schema import BROKER
 from tidewire.transports.sqlite.shared import Shared
@@ -78,16 +78,7 @@ class SqliteTransport(SqliteInspector, SqliteFinder, SqliteLedger):
         good = [message for message, verdict in zip(messages, verdicts, strict=True) if verdict is None]
         if not good:
             return [verdict for verdict in verdicts if verdict is not None]
-        shared = self._shared
-
-        def store_all(connection: sqlite3.Connection) -> list[Receipt]:
-            store = Store(connection, shared.names, shared.clock.now_us())
-            receipts = store.all(good)
-            shared.writer.topics |= store.topics
-            shared.writer.subs |= store.subs
-            return receipts
-
-        receipts = await shared.writer.submit(store_all)
+        receipts = await self._shared.writer.submit(Publish(self._shared, good))
         if len(good) == len(messages):
             return receipts
         rest = iter(receipts)

@@ -15,6 +15,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import groupby
 from typing import Any, NamedTuple, TypeVar
 
 from tidewire.errors import TransportClosed, TransportError, TransportRefused, TransportUnavailable
@@ -227,7 +228,7 @@ class Writer:
         with self.file.writing(), self.file.mapped:
             connection.execute("BEGIN IMMEDIATE")
             try:
-                results = [job(connection) for job in jobs]
+                results = _run(connection, jobs)
                 connection.execute("COMMIT")
             except BaseException:
                 if connection.in_transaction:
@@ -268,6 +269,15 @@ class Writer:
         except OSError:
             return False
         return True
+
+
+def _run(connection: sqlite3.Connection, jobs: Sequence[Job]) -> list[Any]:
+    """Run *jobs* in order; neighbours of a kind that knows how are run together, and mean the same."""
+    results: list[Any] = []
+    for kind, neighbours in groupby(jobs, type):
+        some, together = list(neighbours), getattr(kind, "together", None)
+        results += [job(connection) for job in some] if together is None else together(connection, some)
+    return results
 
 
 def _resolve(batch: Sequence[Entry], results: Sequence[Any]) -> None:

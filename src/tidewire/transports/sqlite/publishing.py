@@ -1,0 +1,36 @@
+"""One call of `publish` as a job of the writer: those that wait beside each other are stored by the same statements."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from itertools import chain
+
+from tidewire.model import Message, Receipt
+from tidewire.transports.sqlite.log import Store
+from tidewire.transports.sqlite.shared import Shared
+
+__all__ = ["Publish"]
+
+
+class Publish:
+    """Stores *messages*, which have been validated, and returns their receipts."""
+
+    __slots__ = ("_messages", "_shared")
+
+    def __init__(self, shared: Shared, messages: Sequence[Message]) -> None:
+        self._shared = shared
+        self._messages = messages
+
+    def __call__(self, connection: sqlite3.Connection) -> list[Receipt]:
+        return self.together(connection, [self])[0]
+
+    @classmethod
+    def together(cls, connection: sqlite3.Connection, jobs: Sequence[Publish]) -> list[list[Receipt]]:
+        """Store what *jobs* have, in their order, and return the receipts of each."""
+        shared = jobs[0]._shared
+        store = Store(connection, shared.names, shared.clock.now_us())
+        receipts = iter(store.all([*chain.from_iterable(job._messages for job in jobs)]))
+        shared.writer.topics |= store.topics
+        shared.writer.subs |= store.subs
+        return [[next(receipts) for _ in job._messages] for job in jobs]
