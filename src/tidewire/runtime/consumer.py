@@ -296,7 +296,6 @@ class Consumer:
     def handled(self, work: Work, ran: Ran, seconds: float) -> None:
         """Its handlers ended well: ack it once their unit is durable."""
         self._notes.note("processed", work, seconds=seconds)
-        self._outage.forget()
         if work.gone:
             self._forget(work)
         elif ran.durable is not None:
@@ -427,6 +426,7 @@ class Consumer:
 
     def confirmed(self, work: Work) -> None:
         """The effect is durable: the next event of its key may start."""
+        self._outage.forget()
         self._schedule.free(work)
         if self._schedule.has_ready:
             self._workers.wake()
@@ -453,6 +453,8 @@ class Consumer:
             self._schedule.settled(work)
         for work in lost:
             self._forget(work)
+        if any(work.outgoing for work in works):  # without a store the move is what confirms
+            self._outage.forget()
         self.progress += len(works)
         self._pipeline.earned(len(works))
         self._notes.settled(works)

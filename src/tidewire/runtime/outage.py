@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 
 from tidewire.chance import Jitter
-from tidewire.errors import StoreRefused, TransportRefused
+from tidewire.errors import StoreRefused, TidewireError, TransportRefused
 from tidewire.rules.retry import outage_delay
 
 __all__ = ["Outage"]
@@ -41,12 +41,14 @@ class Outage:
         self._over.clear()
         seconds = outage_delay(self._in_a_row, self._jitter).total_seconds()
         self._in_a_row += 1
-        fields = {"group": self._group, "delay_s": seconds, "error_type": type(error).__name__}
+        # The text of our own errors names files and hosts; that of others may hold anything.
+        detail = error.message if isinstance(error, TidewireError) else ""
+        fields = {"group": self._group, "delay_s": seconds, "error_type": type(error).__name__, "detail": detail}
         _logger.warning("tidewire.consumer.paused", extra=fields)
         asyncio.get_running_loop().call_later(seconds, self._end)
 
     def forget(self) -> None:
-        """Everything works: the next outage starts with the shortest delay."""
+        """Something got through to the end: the next outage starts with the shortest delay."""
         self._in_a_row = 0
 
     def stop(self) -> None:

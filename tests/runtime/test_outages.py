@@ -1,0 +1,61 @@
+"""Something that everybody needs is down: the pauses grow until an effect is durable again, and the log says why."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from runtime_doubles import Proxy
+from runtime_world import Opened, OrderPlaced, World
+
+from tidewire import Service
+from tidewire.errors import StoreUnavailable
+
+FULL = "store billing.db cannot grow: the disk is full"
+
+
+def refusing_commits(world: World, until: int) -> Any:
+    """Return the world's store; its first *until* commits find the disk full, while it can be read."""
+    store, refused = world.store, 0
+
+    def unit(*arguments: Any, **named: Any) -> Any:
+        inner = store.unit(*arguments, **named)
+
+        async def seal() -> Any:
+            nonlocal refused
+            if refused >= until:
+                return await inner.seal()
+            refused += 1
+            await inner.rollback()
+            return asyncio.create_task(full())
+
+        return Proxy(inner, seal=seal)
+
+    async def full() -> None:
+        raise StoreUnavailable(FULL)
+
+    return Proxy(store, unit=unit)
+
+
+def test_pauses_grow_while_nothing_can_be_committed(opened: Opened, caplog: pytest.LogCaptureFixture) -> None:
+    """A handler that ends well does not end an outage: what cannot be committed is not done ten times a second."""
+    service, handled = Service("billing"), list[str]()
+
+    @service.on(OrderPlaced)
+    async def take(order: OrderPlaced) -> None:
+        handled.append(order.order_id)
+
+    async def scenario() -> None:
+        async with opened() as world:
+            world.store = refusing_commits(world, until=4)
+            async with world.running(service) as app:
+                await app.publisher.publish(OrderPlaced("1"))
+                await world.until(lambda: len(handled) == 5)
+                await world.until(lambda: world.settled("shop.order", "billing"))
+
+    asyncio.run(scenario())
+    paused = [vars(record) for record in caplog.records if record.message == "tidewire.consumer.paused"]
+    delays = [record["delay_s"] for record in paused]
+    assert [0.05, 0.1, 0.2, 0.4] == [next(c for c in (0.05, 0.1, 0.2, 0.4, 0.8) if c <= d <= 2 * c) for d in delays]
+    assert {FULL} == {record["detail"] for record in paused}
