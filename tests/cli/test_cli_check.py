@@ -137,7 +137,8 @@ def test_what_is_unsafe_is_refused_with_its_fix(folder: Folder) -> None:
     provision(folder)
     answer = folder.check("shop:billing", *BROKER)
     assert exits.FAILED == answer.returncode
-    assert 'hint: say on_dead_letter="continue", or give the service a store' in answer.stdout
+    fix = 'give it a store (--store sqlite:///billing.db, TIDEWIRE_STORE), or say on_dead_letter="continue"'
+    assert f"hint: {fix}" in answer.stdout
     assert "refused (errors: 1" in answer.stdout
     said = folder.json("shop:billing", "--broker", "memory://", *STORE, code=exits.FAILED)
     assert (False, ["broker-not-durable"]) == (said["safe"], [one["code"] for one in said["findings"]])
@@ -168,6 +169,15 @@ def test_nothing_is_created_where_nothing_is(folder: Folder) -> None:
     assert "not checked: topics and groups: there is no broker" in answer.stdout
     assert exits.OK == folder.check("shop:billing", *BROKER, *STORE, "--offline").returncode
     assert before == folder.files()
+
+
+def test_a_store_without_its_file_is_refused(folder: Folder) -> None:
+    """A log without its file is what a moved store leaves behind: the run that follows would refuse it, too."""
+    provision(folder)
+    (folder.path / "store.db-wal").write_bytes(b"what the moved file lacks")
+    answer = folder.check("shop:billing", *BROKER, *STORE)
+    assert exits.FAILED == answer.returncode
+    assert "its log store.db-wal is there" in answer.stdout
 
 
 def test_a_handler_that_has_vanished_is_warned_about(folder: Folder) -> None:

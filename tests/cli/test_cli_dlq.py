@@ -366,6 +366,12 @@ def test_an_edit_sends_a_copy_and_keeps_the_original(run: Run, broker: Path) -> 
     assert "late" in left(run)
 
 
+def test_the_reason_of_an_edit_is_in_the_audit(run: Run) -> None:
+    """It is kept whether or not the original goes."""
+    assert 0 == run("edit", "late", "--set", "total=12.50", "--reason", "a typing error", "--yes").code
+    assert {"a typing error"} == {one["reason"] for one in run("audit", "--json").json["acts"]}
+
+
 def test_an_edit_can_replace_the_body_and_discard_the_original(run: Run, tmp_path: Path) -> None:
     """With a reason, the original goes once the copy is confirmed."""
     body = tmp_path / "mended.json"

@@ -141,6 +141,16 @@ def test_a_file_that_is_no_broker_is_refused(site: Site, content: bytes) -> None
     assert "another program" in found["file-refused"]["what"]
 
 
+@pytest.mark.parametrize("name", ["broker", "store"])
+def test_a_file_that_was_taken_away_from_its_log_is_an_error(site: Site, name: str) -> None:
+    """It is not taken for one that is still to be made: the fix says what to put back."""
+    (site.path / f"{name}.db").rename(site.path / "elsewhere.db")
+    (site.path / f"{name}.db-wal").write_bytes(b"what the moved file lacks")
+    found = site.findings(*BROKER, *STORE, code=exits.FAILED)
+    assert f"is missing, but its log {name}.db-wal is there" in found["file-refused"]["what"]
+    assert "put the file back" in found["file-refused"]["fix"]
+
+
 def test_what_is_open_to_others_or_large_is_warned_about(site: Site) -> None:
     """A warning leaves exit 0; --strict does not."""
     (site.path / "store.db").chmod(0o644)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -130,6 +131,16 @@ def test_topics(shop: Shop) -> None:
     assert exits.FAILED == shop.tidewire("topics", "shop.stock", "--create", "--lanes", "5").returncode
 
 
+def test_a_missing_topic_is_told_with_the_fix(shop: Shop) -> None:
+    """Publishing to a topic that nobody has made says how to make it."""
+    (shop.folder / "refunds.py").write_text(EVENTS.replace("shop.order.placed", "shop.refund.wanted"))
+    answer = shop.tidewire("publish", "refunds:OrderPlaced", "--data", '{"order_id": "1"}')
+    assert exits.FAILED == answer.returncode
+    assert "unknown_topic" in answer.stderr
+    assert "hint: " in answer.stderr
+    assert "--provision" in answer.stderr
+
+
 def test_groups(shop: Shop) -> None:
     """What waits, what is dead and who owns what, for all groups or one."""
     found = {(one["group"], one["topic"]): one for one in shop.json("groups")["groups"]}
@@ -163,6 +174,19 @@ def test_trace_shows_what_an_event_caused(shop: Shop) -> None:
     said = shop.tidewire("trace", effect).stdout
     assert said.index("shop.order.placed") < said.index("shop.payment.taken")
     assert exits.FAILED == shop.tidewire("trace", "nothing").returncode
+
+
+def test_a_dead_letter_is_not_told_to_be_settled(shop: Shop) -> None:
+    """Its group has put it aside from the topic; for people the dead channel has the last word."""
+    for command in ("find", "trace"):
+        said = shop.tidewire(command, shop.ids[1]).stdout
+        assert ("dead", "waiting") == tuple(state(said, group) for group in ("billing", "shipping")), said
+
+
+def state(said: str, group: str) -> str:
+    """Return the only state of *group* that a command has printed."""
+    (found,) = {match[1] for match in re.finditer(rf"\b{group} +(settled|waiting|dead|delayed)\b", said)}
+    return found
 
 
 def test_tail_prints_what_is_there_and_what_comes(shop: Shop) -> None:
@@ -303,11 +327,15 @@ def test_bench_measures_this_broker(shop: Shop) -> None:
         (["topics", "--create"], "needs the name"),
         (["groups", "biling"], "did you mean 'billing'"),
         (["tail", "shop.ordr"], "did you mean"),
+        (["groups", "--topic", "shop.ordr"], "did you mean 'shop.order'"),
         (["tail", "--where", "nonsense"], "FIELD=VALUE"),
+        (["tail", "--where", "dta.total=1"], "did you mean 'data'"),
+        (["tail", "--count", "0"], "a whole number from 1 on"),
         (["tail", "--since", "yesterday"], "no time"),
         (["find"], "required"),
         (["publish", "shopevents:OrderPlacd", "--data", "{}"], "did you mean 'OrderPlaced'"),
         (["publish", "shopevents:Inside", "--data", "{}"], "domain event"),
+        (["publish", "shopevents:OrderPlaced", "--data", '{"order_id": "1"}', "--id", ""], "--id is empty"),
         (["publish", "shopevents", "--data", "{}"], "names no event class"),
         (["publish", "shopevents:OrderPlaced", "--data", "@missing.json"], "No such file"),
         (

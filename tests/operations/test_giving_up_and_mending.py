@@ -122,7 +122,9 @@ def test_an_edit_that_discards_frees_the_key_for_its_copy(opened: Opened) -> Non
             await world.until(lambda: world.settled(TOPIC, GROUP))
             (browsed,) = await letters(world)
             new_body = set_fields({"note": "mended"})
-            result = await edit(world.transport, Letter.of(browsed), new_body, by=ANN, discard_for="no note")
+            result = await edit(
+                world.transport, Letter.of(browsed), new_body, by=ANN, reason="no note", discard_original=True
+            )
             await world.until(lambda: seen == ["mended"])
             assert result.discarded
             assert [] == await letters(world)
@@ -146,7 +148,9 @@ def test_a_refused_copy_leaves_the_original_where_it_was() -> None:
             (browsed,) = await letters(world)
             broker.refuse = lambda message: "too_large" if EDITED_FROM in message.headers else None
             with pytest.raises(PublishRejected, match="too_large"):
-                await edit(transport, Letter.of(browsed), lambda _: b"{}", by=ANN, discard_for="broken")
+                await edit(
+                    transport, Letter.of(browsed), lambda _: b"{}", by=ANN, reason="broken", discard_original=True
+                )
             assert ["1"] == await ids(world)
             assert "failed" == [act async for _, act in acts_of(transport)][-1].state
 

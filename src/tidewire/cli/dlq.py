@@ -77,5 +77,11 @@ def main(arguments: Sequence[str]) -> int:
 
 def _usage() -> str:
     verbs = "\n".join(f"  {name:<8} {verb.line}" for name, verb in VERBS.items())
-    usages = "".join(verb.parser().format_usage().removeprefix("usage: ") for verb in VERBS.values())
+    usages = "".join(_short(verb.parser()) for verb in VERBS.values())
     return USAGE_TEXT.format(verbs=verbs, usages=usages)
+
+
+def _short(parser: CommandParser) -> str:
+    """Return the usage of *parser*, without its first word and as far left as that allows."""
+    first, *rest = parser.format_usage().removeprefix("usage: ").splitlines(keepends=True)
+    return first + "".join(line.removeprefix(" " * len("usage: ")) for line in rest)

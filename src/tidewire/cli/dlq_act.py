@@ -120,7 +120,7 @@ def edit_parser() -> CommandParser:
     )
     parser.add_argument("--body", metavar="FILE", help="the whole new body; - for standard input")
     parser.add_argument("--discard-original", action="store_true", help="give the original up; needs --reason")
-    parser.add_argument("--reason", default="", metavar="TEXT", help="why the original is given up")
+    parser.add_argument("--reason", default="", metavar="TEXT", help="why, for the audit")
     parser.add_argument("--dry-run", action="store_true", help="print the new body and change nothing")
     parser.add_argument("--yes", action="store_true", help="do not ask")
     return parser
@@ -146,8 +146,14 @@ def edited(arguments: Sequence[str]) -> int:
             return OK
         if not agreed(options, "send it?"):
             return FAILED
-        reason = options.reason if options.discard_original else None
-        result = await edit(broker, shown.letter, new_body, by=operator(), discard_for=reason)
+        result = await edit(
+            broker,
+            shown.letter,
+            new_body,
+            by=operator(),
+            reason=options.reason,
+            discard_original=options.discard_original,
+        )
         if options.json:
             answer = {"act": result.act_id, "original": result.original, "copy": result.copy}
             emit({"dry_run": False, **answer, "discarded": result.discarded})

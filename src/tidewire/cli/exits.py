@@ -30,6 +30,7 @@ __all__ = [
     "exit_code",
     "parser_of",
     "tell",
+    "whole_number",
 ]
 
 OK = 0
@@ -56,6 +57,22 @@ def tell(message: str, *, hint: str = "") -> None:
     print(f"error: {message}", file=sys.stderr)
     if hint:
         print(f"hint: {hint}", file=sys.stderr)
+
+
+def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
+    """Return what reads an argument that is a whole number of at least *least*, and at most *most*."""
+    said = f"a whole number from {least}" + (" on" if most is None else f" to {most}")
+
+    def read(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {said}") from None
+        if number < least or (most is not None and number > most):
+            raise argparse.ArgumentTypeError(f"{text!r} is not {said}")
+        return number
+
+    return read
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tidewire.cli.brokers import Broker, broker_parser, finder_of, run_with_broker
 from tidewire.cli.exits import FAILED, OK, tell
 from tidewire.cli.shown import Progress, emit, stamp, table
 from tidewire.model import DeadChannel, Found, Topic
-from tidewire.operations.search import Node, cause_tree, find_by_id, find_related, summary
+from tidewire.operations.search import Node, cause_tree, find_by_id, find_related, states, summary
 
 __all__ = ["find", "trace"]
 
@@ -37,8 +37,9 @@ def find(arguments: Sequence[str]) -> int:
         if options.json:
             emit({"id": options.id, "found": [summary(one) for one in found]})
         elif found:
+            known = states(found)
             for one in found:
-                _print_place(one)
+                _print_place(one, known)
         if not found:
             tell(f"no event has the id {options.id!r}", hint=_gone(options.id))
             return FAILED
@@ -80,14 +81,14 @@ def _gone(event_id: str) -> str:
     return "is it the whole id? what every group has settled goes with the topic's retention (`tidewire topics`)"
 
 
-def _print_place(found: Found) -> None:
+def _print_place(found: Found, known: Mapping[str, str]) -> None:
     one = summary(found)
     rows: list[tuple[str, object]] = [(name, one[name]) for name in ("type", "source", "key") if one[name]]
     rows += [("correlation", one["correlation_id"])] if one["correlation_id"] else []
     rows += [("caused by", one["causation_id"])] if one["causation_id"] else []
     rows += [("stored", stamp(found.stored_at)), ("position", found.position)]
     rows += [("reason", f"{one['reason']}: {found.message.headers.get('dl-detail', '')}")] if one["reason"] else []
-    rows += [(f"group {standing.group}", standing.state) for standing in found.standings]
+    rows += [(f"group {standing.group}", known[standing.group]) for standing in found.standings]
     table((_place(found), found.message.id), rows)
     print()
 
@@ -115,9 +116,9 @@ def _print_tree(root: Node, *, marked: str) -> None:
         depth, node = todo.pop()
         first = node.found[0]
         headers = first.message.headers
-        states = ", ".join(f"{standing.group} {standing.state}" for one in node.found for standing in one.standings)
+        standing = ", ".join(f"{group} {state}" for group, state in states(node.found).items())
         mark = "  <" if node.event_id == marked else ""
         key = f" key={first.message.key}" if first.message.key else ""
         print(f"{'  ' * depth}{headers.get('ce-type', '?')} {node.event_id}{key}{mark}")
-        print(f"{'  ' * depth}  {stamp(first.stored_at)} from {first.message.source}: {states or 'nobody reads it'}")
+        print(f"{'  ' * depth}  {stamp(first.stored_at)} from {first.message.source}: {standing or 'nobody reads it'}")
         todo += [(depth + 1, effect) for effect in reversed(node.effects)]

@@ -36,6 +36,12 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_all(arguments)
 
     async def act(broker: Broker) -> int:
+        if options.topic is not None:
+            names = [topic.name for topic in await broker.topics()]
+            if options.topic not in names:
+                hint = did_you_mean(options.topic, names) or "`tidewire topics` lists them"
+                tell(f"there is no topic {options.topic!r}", hint=hint)
+                return USAGE
         everything = await broker.groups(options.topic)
         found = [one for one in everything if options.group in (None, one.group)]
         if options.group is not None and not found:

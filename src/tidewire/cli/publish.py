@@ -51,13 +51,15 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--lines", action="store_true", help="JSON lines: one event in each")
     parser.add_argument("--broker", metavar="URL", help="the broker (default: the setting broker, TIDEWIRE_BROKER)")
     parser.add_argument("--source", default="tidewire-cli", metavar="NAME", help="the CloudEvents source")
-    parser.add_argument("--id", default="", metavar="ID", help="the event's id, so that a repeat is recognised")
+    parser.add_argument("--id", metavar="ID", help="the event's id, so that a repeat is recognised")
     parser.add_argument("--delay", type=duration, default=ZERO, metavar="TIME", help="not before: 90s, 15m, 2h")
     parser.add_argument(
         "--provision", action="store_true", help="create the topic, or the broker's file, if it is missing"
     )
     parser.add_argument("--json", action="store_true", help="one JSON object for each event")
     options = parser.parse_all(arguments)
+    if options.id == "":
+        parser.error("--id is empty, so a repeat would not be recognised")
     if options.lines and options.id:
         parser.error("--id names one event, --lines brings many")
     settings = settings_from(broker=options.broker, provision=options.provision or None)
@@ -87,7 +89,7 @@ async def _publish(
             if not batch:
                 break
             if options.id or options.delay:
-                ids = [await publisher.publish(event, id=options.id, delay=options.delay) for event in batch]
+                ids = [await publisher.publish(event, id=options.id or "", delay=options.delay) for event in batch]
             else:
                 ids = list(await publisher.publish_all(batch))
             count += len(ids)

@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Sequence
 
-from tidewire.cli.exits import OK, CommandParser
+from tidewire.cli.exits import OK, CommandParser, whole_number
 from tidewire.cli.logs import set_up_logs
 from tidewire.cli.processes import Patience, follow_parent
 from tidewire.cli.target import find_service
@@ -101,7 +101,11 @@ def _parser() -> CommandParser:
         "--store", metavar="URL", help="the service's own database: sqlite:///path; without it there is none"
     )
     parser.add_argument(
-        "--workers", metavar="N", type=_count, default=1, help="how many processes share the work (default: 1)"
+        "--workers",
+        metavar="N",
+        type=whole_number(1, 256),
+        default=1,
+        help="how many processes share the work (default: 1)",
     )
     parser.add_argument(
         "--grace", metavar="SECONDS", type=float, help="how long a stop lets handlers end (default: 10)"
@@ -112,10 +116,3 @@ def _parser() -> CommandParser:
     )
     parser.add_argument("--supervised", action="store_true", help=argparse.SUPPRESS)
     return parser
-
-
-def _count(text: str) -> int:
-    count = int(text)
-    if not 1 <= count <= 256:
-        raise argparse.ArgumentTypeError("from 1 to 256")
-    return count

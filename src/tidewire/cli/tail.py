@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 
 from tidewire.cli.brokers import Broker, broker_parser, point_in_time, run_with_broker
-from tidewire.cli.exits import OK, USAGE, did_you_mean, tell
+from tidewire.cli.exits import OK, USAGE, did_you_mean, tell, whole_number
 from tidewire.cli.shown import emit_line, stamp
 from tidewire.clock import microseconds
 from tidewire.model import Browsed, Topic
@@ -28,6 +28,19 @@ examples:
 
 --where compares texts: key=42, id=…, correlation_id=…, data.lines.0.sku=tea. Several must all hold.
 """
+_FIELDS = (
+    "topic",
+    "position",
+    "stored_at",
+    "id",
+    "source",
+    "type",
+    "key",
+    "correlation_id",
+    "causation_id",
+    "data",
+    "bytes",
+)
 _PAGE = 500
 _POLL = 0.2
 
@@ -38,8 +51,15 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("topics", nargs="*", metavar="TOPIC", help="which topics (default: all)")
     parser.add_argument("--since", type=point_in_time, metavar="TIME", help="begin there: RFC 3339, or 15m (ago)")
     parser.add_argument("--type", metavar="TYPE", help="only events of this type")
-    parser.add_argument("--where", action="append", type=_condition, default=[], metavar="FIELD=VALUE")
-    parser.add_argument("--count", type=int, metavar="N", help="end after N events")
+    parser.add_argument(
+        "--where",
+        action="append",
+        type=_condition,
+        default=[],
+        metavar="FIELD=VALUE",
+        help="only events whose field has this value; may be repeated",
+    )
+    parser.add_argument("--count", type=whole_number(1), metavar="N", help="end after N events")
     parser.add_argument("--no-follow", action="store_true", help="end at the last event that is there")
     options = parser.parse_all(arguments)
     return run_with_broker(options, lambda broker: Tail(broker, options).run())
@@ -145,12 +165,15 @@ def _condition(text: str) -> Callable[[dict[str, Any]], bool]:
     """Return what a ``--where`` asks for, as a test of a document.
 
     Raises:
-        argparse.ArgumentTypeError: it is not FIELD=VALUE.
+        argparse.ArgumentTypeError: it is not FIELD=VALUE, or no event has such a field.
     """
     path, equals, wanted = text.partition("=")
     if not equals or not path:
         raise argparse.ArgumentTypeError(f"{text!r} is not FIELD=VALUE, for example data.customer.id=7")
     steps = path.split(".")
+    if steps[0] not in _FIELDS:
+        hint = did_you_mean(steps[0], _FIELDS) or f"it is one of {', '.join(_FIELDS)}"
+        raise argparse.ArgumentTypeError(f"an event has no field {steps[0]!r}: {hint}")
 
     def holds(document: dict[str, Any]) -> bool:
         value: Any = document

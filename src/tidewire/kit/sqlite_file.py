@@ -26,7 +26,7 @@ from tidewire.kit.flock import WriteTurn
 from tidewire.kit.mounts import file_system, is_network
 from tidewire.kit.sqlite_errors import FileErrors, Mapped, failed_sync, is_failed_sync, old_version, typed_error
 
-__all__ = ["FileKind", "SqliteFile", "look_into", "open_sqlite_file"]
+__all__ = ["FileKind", "SqliteFile", "look_into", "open_sqlite_file", "refuse_lone_log"]
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -274,6 +274,7 @@ def look_into(path: Path | str, kind: FileKind, *, read: Callable[[sqlite3.Conne
             live = log.exists()
             _check_header(place, kind, size=before.st_size, log_size=log.stat().st_size if live else 0)
         except FileNotFoundError:
+            refuse_lone_log(place, kind)
             raise kind.errors.unavailable(f"there is no {what} yet") from None
         except OSError as error:
             raise _from_os(error, what, kind.errors) from error
@@ -300,6 +301,20 @@ def _is_still(place: Path, before: os.stat_result) -> bool:
         return False
     same = (before.st_mtime_ns, before.st_size, before.st_ino) == (now.st_mtime_ns, now.st_size, now.st_ino)
     return same and not os.path.lexists(f"{place}-wal")
+
+
+def refuse_lone_log(place: Path, kind: FileKind) -> None:
+    """Refuse a file that is not there while its log is: somebody has moved it, and a new one would be the wrong one.
+
+    Raises:
+        The *refused* error of *kind*.
+    """
+    log = Path(f"{place}-wal")
+    if log.exists() and log.stat().st_size:
+        raise kind.errors.refused(
+            f"{kind.noun} {place} is missing, but its log {log.name} is there",
+            hint="put the file back beside its log, or move the log away",
+        )
 
 
 def _from_os(error: OSError, what: str, errors: FileErrors) -> TidewireError:
@@ -329,16 +344,12 @@ def _check_place(path: Path, what: str, errors: FileErrors) -> None:
 def _prepare(file: SqliteFile, quick_check_bytes: int) -> None:
     """Create the file or check the one that is there, and migrate it. The caller has the turn."""
     size = file.path.stat().st_size if file.path.exists() else 0
-    log = Path(f"{file.path}-wal")
-    log_size = log.stat().st_size if log.exists() else 0
     if not size:
-        if log_size:
-            raise file.kind.errors.refused(
-                f"{file.what} is missing, but its log {log.name} is there",
-                hint="put the file back beside its log, or move the log away",
-            )
+        refuse_lone_log(file.path, file.kind)
         _create(file)
         return
+    log = Path(f"{file.path}-wal")
+    log_size = log.stat().st_size if log.exists() else 0
     _check_header(file.path, file.kind, size=size, log_size=log_size)
     connection = file.connect()
     try:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tidewire.errors import TidewireError
 from tidewire.kit.mounts import file_system, is_network
-from tidewire.kit.sqlite_file import FileKind, look_into
+from tidewire.kit.sqlite_file import FileKind, look_into, refuse_lone_log
 from tidewire.rules.findings import Section
 
 __all__ = ["examine_file"]
@@ -32,10 +32,11 @@ def examine_file(path: Path | str, kind: FileKind, *, section: Section, now_us: 
     place = Path(os.path.abspath(path))
     section.fact("file", place)
     _examine_place(_existing(place.parent), section)
-    if not os.path.lexists(place):
-        section.fact("state", "not there yet: the first service that starts makes it")
-        return False
     try:
+        if not os.path.lexists(place):
+            refuse_lone_log(place, kind)
+            section.fact("state", "not there yet: the first service that starts makes it")
+            return False
         status = os.lstat(place)
         _examine_access(place, status, section)
         _examine_log(Path(f"{place}-wal"), section)

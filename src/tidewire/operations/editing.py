@@ -93,22 +93,28 @@ def edited_copy(letter: Letter, new_body: BodyFrom, *, event_id: str) -> Message
 
 
 async def edit(
-    transport: Transport, letter: Letter, new_body: BodyFrom, *, by: Operator, discard_for: str | None = None
+    transport: Transport,
+    letter: Letter,
+    new_body: BodyFrom,
+    *,
+    by: Operator,
+    reason: str = "",
+    discard_original: bool = False,
 ) -> Edited:
-    """Send a mended copy of *letter* to its group; with *discard_for*, a reason, give the original up.
+    """Send a mended copy of *letter* to its group; with *discard_original*, for a *reason*, give the original up.
 
     The note that gives the original up goes before the copy, so that the copy does not wait for it. The copy is
     confirmed before the original is removed: killed in between, both are there. Neither values nor bodies are
     written to the audit.
 
     Raises:
-        ConfigurationError: the body cannot be edited, or *discard_for* is empty.
+        ConfigurationError: the body cannot be edited, or the original is to go without a reason.
         PublishRejected, PublishUnknown: the broker did not confirm the copy; the original is where it was.
     """
-    if discard_for is not None and not discard_for.strip():
+    if discard_original and not reason.strip():
         raise ConfigurationError("a discard needs a reason", hint="say it with --reason")
     copy = edited_copy(letter, new_body, event_id=by.ids.event_id())
-    detail = {"from": letter.message.id, "to": copy.id, "discard": discard_for is not None}
+    detail = {"from": letter.message.id, "to": copy.id, "discard": discard_original}
     begun = Act(
         id=by.ids.event_id(),
         at=by.clock.now_us(),
@@ -117,21 +123,19 @@ async def edit(
         topic=letter.channel.topic,
         group=letter.channel.group,
         state="begun",
-        reason=discard_for or "",
+        reason=reason,
         count=1,
         detail=msgspec.json.encode(detail).decode(),
     )
     await ledger_of(transport).note(begun)
-    notes = (
-        [discarded(letter.message, discard_for)] if discard_for is not None and letter.message.key is not None else []
-    )
+    notes = [discarded(letter.message, reason)] if discard_original and letter.message.key is not None else []
     try:
         await _confirmed(transport, [*notes, copy])
     except PublishRejected:
         await ended(transport, begun, by=by, count=0, detail=detail, failed=True)
         raise
     gone = 0
-    if discard_for is not None:
+    if discard_original:
         gone = await inspector_of(transport).remove(letter.channel, [letter.position])
     await ended(transport, begun, by=by, count=1, detail={**detail, "discarded": gone})
     return Edited(act_id=begun.id, original=letter.message.id, copy=copy.id, discarded=gone > 0)

@@ -9,7 +9,7 @@ import msgspec
 from tidewire.model import DeadChannel, Found, InboxChannel, Standing, Topic
 from tidewire.protocols import Finder, Inspector
 
-__all__ = ["Node", "cause_tree", "find_by_id", "find_related", "summary"]
+__all__ = ["Node", "cause_tree", "find_by_id", "find_related", "states", "summary"]
 
 _PAGE = 1_000
 
@@ -63,6 +63,21 @@ def cause_tree(found: Sequence[Found]) -> list[Node]:
         else:
             parent.effects.append(node)
     return roots
+
+
+def states(found: Sequence[Found]) -> dict[str, str]:
+    """Return how far each group is with the event that lies at all of *found*.
+
+    A group settles an event on its topic when it puts it aside, so its inbox or dead channel has the last word.
+    """
+    seen: dict[str, list[str]] = {}
+    for one in found:
+        for standing in one.standings:
+            seen.setdefault(standing.group, []).append(standing.state)
+    return {
+        group: " and ".join(dict.fromkeys(state for state in all_of_it if state != "settled")) or "settled"
+        for group, all_of_it in seen.items()
+    }
 
 
 def summary(found: Found) -> dict[str, object]:

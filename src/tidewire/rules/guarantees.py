@@ -264,7 +264,7 @@ def _order_problems(
             (
                 "order-without-store",
                 "ordered and without a store, so what follows a dead letter goes on",
-                'say on_dead_letter="continue", or give the service a store',
+                'give it a store (--store sqlite:///billing.db, TIDEWIRE_STORE), or say on_dead_letter="continue"',
             )
         )
     return found

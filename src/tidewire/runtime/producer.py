@@ -192,6 +192,9 @@ def _refusal(message: Message, receipt: Receipt) -> PublishRejected | PublishUnk
     return PublishRejected(
         f"{what}: not stored, {receipt.reason or 'refused'}{': ' + receipt.detail if receipt.detail else ''}",
         event_id=message.id,
+        hint="provisioning makes what is missing: --provision, or the setting provision"
+        if receipt.reason == "unknown_topic"
+        else "",
     )
 
 

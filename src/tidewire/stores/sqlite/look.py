@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from tidewire.clock import SystemClock
+from tidewire.errors import StoreUnavailable
 from tidewire.kit.sqlite_file import look_into
 from tidewire.model import OutboxState
 from tidewire.protocols import Clock
@@ -32,7 +33,12 @@ class SqliteStoreLook:
             return frozenset(handler for (handler,) in rows)
 
         def look() -> frozenset[str]:
-            return look_into(self._path, STORE, read=read) if Path(self._path).exists() else frozenset()
+            try:
+                return look_into(self._path, STORE, read=read)
+            except StoreUnavailable:
+                if Path(self._path).exists():
+                    raise
+                return frozenset()
 
         return await asyncio.to_thread(look)
 
