@@ -113,8 +113,8 @@ def test_a_seed_repeats_the_order_of_steps() -> None:
     assert told(main, 1) != told(main, 2)
 
 
-def test_work_for_a_thread_is_done_inline_and_in_order() -> None:
-    """`run_in_executor` and `to_thread` do their work in this thread, in the order it was given, a little later."""
+def test_work_for_a_thread_is_done_in_order() -> None:
+    """`run_in_executor` and `to_thread` do their work in the order it was given, one at a time, a little later."""
 
     async def main(loop: SimLoop, notes: list[str]) -> None:
         jobs = [loop.run_in_executor(None, notes.append, str(number)) for number in range(5)]

@@ -31,11 +31,18 @@ def broken(totals: Totals) -> list[str]:
 
 def test_a_few_hundred_worlds_keep_every_promise() -> None:
     """Under kills, pauses, outages, duplicates and lost answers every checker passes, and everything drains."""
-    totals = totals_of(drawn_world(seed) for seed in range(200))
+    totals = totals_of(drawn_world(seed, ground="memory") for seed in range(200))
     assert [] == broken(totals)
     assert 200 == totals.worlds
     assert totals.kills > 200
     assert totals.ops["effect ok"] > 5_000
+
+
+def test_worlds_of_files_keep_every_promise() -> None:
+    """The same over the embedded broker and SQLite stores, whose threads and locks are simulated."""
+    totals = totals_of(drawn_world(seed, ground="sqlite") for seed in range(12))
+    assert [] == broken(totals)
+    assert 12 == totals.worlds == totals.grounds["sqlite"]
 
 
 def test_a_quarter_of_the_worlds_is_calm() -> None:
@@ -46,7 +53,8 @@ def test_a_quarter_of_the_worlds_is_calm() -> None:
 
 def test_a_seed_runs_alike_in_two_processes() -> None:
     """With different hash seeds, in different processes, a seed takes the same steps to the last one."""
-    assert [] == equal_replays(0, 12)
+    assert [] == equal_replays(0, 8, ground="memory")
+    assert [] == equal_replays(0, 3, ground="sqlite")
 
 
 def test_a_death_at_any_point_breaks_nothing() -> None:

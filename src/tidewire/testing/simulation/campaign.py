@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import resource
 import selectors
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from tidewire.testing.simulation.checkers import History, Violation
 from tidewire.testing.simulation.scenario import run_world
 from tidewire.testing.simulation.worlds import Report, World
 
-__all__ = ["Campaign", "Failure", "Totals", "equal_replays", "run_worlds"]
+__all__ = ["Campaign", "Failure", "Totals", "equal_replays", "planted_run", "run_worlds"]
 
 WORLD_SECONDS_MAX = 300
 BATCH = 20
@@ -71,6 +72,7 @@ def run_worlds(
     jobs: int = 1,
     batch: int = BATCH,
     run: Callable[[World], Report] = run_world,
+    seconds_max: int = WORLD_SECONDS_MAX,
 ) -> None:
     """Run *worlds* in children, at most *jobs* at a time, and pass each report on as it comes.
 
@@ -81,7 +83,7 @@ def run_worlds(
         children = 0
         while True:
             while children < jobs and (worlds_now := waiting.pop() if waiting else list(islice(worlds, batch))):
-                child = _Child(worlds_now, run)
+                child = _Child(worlds_now, run, seconds_max)
                 selector.register(child.pipe, selectors.EVENT_READ, child)
                 children += 1
             if not children:
@@ -100,10 +102,23 @@ def run_worlds(
                         waiting.append(rest)
 
 
+def planted_run(plant: Callable[[], None]) -> Callable[[World], Report]:
+    """Return a way to run worlds in which *plant* has changed something; it is called once in each child."""
+    planted: list[bool] = []
+
+    def run(world: World) -> Report:
+        if not planted:
+            planted.append(True)
+            plant()
+        return run_world(world)
+
+    return run
+
+
 class _Child:
     """A forked process that runs a batch and reports over a pipe."""
 
-    def __init__(self, worlds: Sequence[World], run: Callable[[World], Report]) -> None:
+    def __init__(self, worlds: Sequence[World], run: Callable[[World], Report], seconds_max: int) -> None:
         self._worlds = list(worlds)
         self._done = 0
         self._rest = b""
@@ -113,7 +128,7 @@ class _Child:
         sys.stderr.flush()
         self._pid = os.fork()
         if self._pid == 0:
-            _serve(self._worlds, write, run)
+            _serve(self._worlds, write, run, seconds_max=seconds_max)
         os.close(write)
 
     def read(self) -> Iterator[tuple[World, Report]]:
@@ -135,20 +150,22 @@ class _Child:
             return None, []
         if os.WIFSIGNALED(status):
             number = os.WTERMSIG(status)
-            why = f"hung for {WORLD_SECONDS_MAX} s" if number == signal.SIGALRM else f"died of signal {number}"
+            why = "hung" if number == signal.SIGALRM else f"died of signal {number}"
         else:
             why = f"the process ended with {os.WEXITSTATUS(status)}"
         return (left[0], _broken(left[0], why)), left[1:]
 
 
-def _serve(worlds: Sequence[World], pipe: int, run: Callable[[World], Report]) -> None:
+def _serve(worlds: Sequence[World], pipe: int, run: Callable[[World], Report], *, seconds_max: int) -> None:
     """Run *worlds* in this child and leave, without a single destructor."""
     gc.disable()
     logging.disable(logging.CRITICAL)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)  # files of the dead stay open
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     status = 1
     try:
         for world in worlds:
-            signal.alarm(WORLD_SECONDS_MAX)
+            signal.alarm(seconds_max)
             line = _encode(run(world)) + b"\n"
             while line:
                 line = line[os.write(pipe, line) :]

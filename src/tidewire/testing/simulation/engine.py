@@ -38,7 +38,7 @@ class Life:
 
     def __init__(self, simulation: Simulation, process: Process) -> None:
         self.process = process
-        self.clock = SimClock(simulation.loop)
+        self.clock = simulation.broker.clock_of(process) or SimClock(simulation.loop)
         self.wire = Wire(process, simulation.weather, simulation.history)
         self.parts = Parts(
             clock=self.clock,
@@ -159,9 +159,8 @@ class Simulation:
 
     async def _main(self, place: Place, life: Life) -> None:
         async with AsyncExitStack() as stack:
-            life.transport = SimTransport(
-                await stack.enter_async_context(self.broker.open(life.process, life.clock)), life.wire
-            )
+            opened = await stack.enter_async_context(self.broker.open(life.process, life.parts))
+            life.transport = SimTransport(opened, life.wire)
             if place.store:
                 opened = await stack.enter_async_context(self.stores.open(place.store, life.process))
                 life.store = SimStore(opened, life.wire)

@@ -40,6 +40,10 @@ class Ground(Protocol):
         """A transport of nobody's, to look and to operate with."""
         ...
 
+    async def prepare(self) -> None:
+        """Open what is there before the first process."""
+        ...
+
     def listen(self, history: History, number: Callable[[], int]) -> None:
         """Note in *history* what only the stores know."""
         ...
@@ -71,7 +75,11 @@ class Ground(Protocol):
 
 def opened_ground(kind: str, loop: SimLoop, *, dedup: bool) -> Ground:
     """Return the ground of this *kind*."""
-    assert kind == "memory"
+    if kind == "sqlite":
+        from tidewire.testing.simulation.files import SqliteGround
+
+        return SqliteGround(loop)
+    assert kind == "memory", f"there is no ground {kind!r}"
     return MemoryGround(loop, dedup=dedup)
 
 
@@ -111,6 +119,9 @@ class MemoryGround:
     def inspector(self) -> Any:
         """A transport of nobody's."""
         return self._inspector
+
+    async def prepare(self) -> None:
+        """Nothing needs to be opened."""
 
     def listen(self, history: History, number: Callable[[], int]) -> None:
         """Note the adoption of lanes, in the order of the store's commits."""

@@ -8,6 +8,8 @@ from datetime import timedelta
 from typing import Any, Protocol
 
 from tidewire.protocols import Clock
+from tidewire.runtime.parts import Parts
+from tidewire.testing.simulation.clock import SimClock
 from tidewire.testing.simulation.loop import Process
 from tidewire.testing.simulation.stores import Database
 from tidewire.transports.memory import MemoryBroker, open_memory_transport
@@ -19,8 +21,12 @@ __all__ = ["BrokerHost", "MemoryHost", "MemoryStores", "StoreHost"]
 class BrokerHost(Protocol):
     """A broker that simulated processes connect to."""
 
-    def open(self, process: Process, clock: Clock) -> AbstractAsyncContextManager[Any]:
+    def open(self, process: Process, parts: Parts) -> AbstractAsyncContextManager[Any]:
         """Open a transport for *process*."""
+        ...
+
+    def clock_of(self, process: Process) -> SimClock | None:
+        """Return the clock of the machine that *process* runs on; None: a machine of its own."""
         ...
 
     def repeat(self, draw: float) -> bool:
@@ -42,7 +48,11 @@ class MemoryHost:
     def __init__(self, clock: Clock, *, dedup: timedelta = timedelta(minutes=10)) -> None:
         self.broker = MemoryBroker(clock=clock, dedup=dedup)
 
-    def open(self, process: Process, clock: Clock) -> AbstractAsyncContextManager[Any]:
+    def clock_of(self, process: Process) -> SimClock | None:
+        """Every process has a machine of its own."""
+        return None
+
+    def open(self, process: Process, parts: Parts) -> AbstractAsyncContextManager[Any]:
         """Open a transport. A process that dies falls silent: its receivers are told by its wire."""
         return open_memory_transport(self.broker)
 

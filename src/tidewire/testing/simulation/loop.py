@@ -1,6 +1,6 @@
 """The event loop of a simulation: one seed decides the time, the order of steps and where a process dies.
 
-Nothing here is real: time jumps to the next timer, a thread's work is done inline a little later, and any attempt to
+Nothing here is real: time jumps to the next timer, threads run one at a time when the loop says so, and any attempt to
 reach a socket is refused. A process that is killed is *buried*: none of its callbacks runs again, nothing of it is
 cancelled or closed, no ``finally`` runs, and all of it stays referenced, so that no destructor runs either.
 """
@@ -17,13 +17,14 @@ from concurrent.futures import Executor
 from itertools import count
 from typing import Any, Literal, TypeVar
 
+from tidewire.testing.simulation.strands import Strand
+
 __all__ = ["Deadlock", "Interleaving", "Process", "SimLoop", "current_process"]
 
 T = TypeVar("T")
 Interleaving = Literal["shuffled", "ordered", "favoured"]
 _PROCESS: contextvars.ContextVar[Process | None] = contextvars.ContextVar("tidewire-process", default=None)
 _RESOLUTION = 1e-6
-_BLOCKED_FOR = 0.002
 
 
 def current_process() -> Process | None:
@@ -33,10 +34,6 @@ def current_process() -> Process | None:
 
 class Deadlock(RuntimeError):
     """Nothing is ready and no timer is set: every task of the simulation waits for ever."""
-
-
-class Blocked(BaseException):
-    """Raised by inline work that would have to wait for another simulated process; it runs again later."""
 
 
 class Process:
@@ -123,10 +120,47 @@ class _Task(asyncio.Task[Any]):
 
 
 class _Line:
-    """The work that waits for one executor: done one by one, in order."""
+    """The work that waits for one executor of one process: done one by one, in order, on a strand of its own."""
 
-    def __init__(self) -> None:
-        self.jobs: deque[tuple[asyncio.Future[Any], Callable[[], Any], contextvars.Context]] = deque()
+    def __init__(self, loop: SimLoop, executor: Executor | None) -> None:
+        self.executor = executor  # its id must not be another's
+        self.jobs: deque[tuple[asyncio.Future[Any], Callable[[], Any]]] = deque()
+        self._loop = loop
+        self._strand: Strand | None = None
+        self._idle = True
+
+    def add(self, future: asyncio.Future[Any], job: Callable[[], Any]) -> None:
+        """Take a job in."""
+        self.jobs.append((future, job))
+        if self._strand is None:
+            self._strand = Strand(self._loop, self._serve)
+        elif self._idle:
+            self._strand.wake()
+
+    def _serve(self) -> None:
+        strand, loop = self._strand, self._loop
+        assert strand is not None, "a strand is there before its first step"
+        while True:
+            while self.jobs:
+                self._idle = False
+                future, job = self.jobs.popleft()
+                strand.park(loop.latency(0.01))
+                try:
+                    result, error = job(), None
+                except Exception as raised:
+                    result, error = None, raised
+                loop.call_soon(_deliver, future, result, error)
+            self._idle = True
+            strand.park(None)
+
+
+def _deliver(future: asyncio.Future[Any], result: object, error: Exception | None) -> None:
+    if future.done():
+        return
+    if error is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(result)
 
 
 class SimLoop(asyncio.BaseEventLoop):
@@ -167,13 +201,13 @@ class SimLoop(asyncio.BaseEventLoop):
     def run_in_executor(  # type: ignore[override]  # the stub's own signature has no name for its variables
         self, executor: Executor | None, func: Callable[..., T], *args: Any
     ) -> asyncio.Future[T]:
-        """Do the work inline, a drawn moment later, after what was given to this executor before."""
+        """Do the work on a strand, a drawn moment later, after what was given to this executor before."""
         future: asyncio.Future[T] = self.create_future()
-        process = _PROCESS.get()
-        line = self._lines.setdefault((id(process), id(executor)), _Line())
-        line.jobs.append((future, lambda: func(*args), contextvars.copy_context()))
-        if len(line.jobs) == 1:
-            self._serve(line)
+        name = (id(_PROCESS.get()), id(executor))
+        line = self._lines.get(name)
+        if line is None:
+            line = self._lines[name] = _Line(self, executor)
+        line.add(future, lambda: func(*args))
         return future
 
     def _write_to_self(self) -> None:
@@ -282,31 +316,6 @@ class SimLoop(asyncio.BaseEventLoop):
         if number not in self._ranks or self.chance.random() < 0.002:
             self._ranks[number] = self.chance.random()
         return self._ranks[number]
-
-    # --- threads, inline --------------------------------------------------------------------------------------
-
-    def _serve(self, line: _Line, again: float = 0.0) -> None:
-        context = line.jobs[0][2]
-        self.call_later(again or self.latency(0.01), self._work, line, context=context)
-
-    def _work(self, line: _Line) -> None:
-        future, job, _ = line.jobs[0]
-        try:
-            result = job()
-        except Blocked:
-            self._serve(line, again=_BLOCKED_FOR * (0.5 + self.chance.random()))
-            return
-        except (SystemExit, KeyboardInterrupt):
-            raise
-        except BaseException as error:
-            if not future.done():
-                future.set_exception(error)
-        else:
-            if not future.done():
-                future.set_result(result)
-        line.jobs.popleft()
-        if line.jobs:
-            self._serve(line)
 
 
 def _make_task(loop: asyncio.AbstractEventLoop, coro: Any, **options: Any) -> asyncio.Task[Any]:

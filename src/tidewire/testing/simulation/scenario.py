@@ -92,6 +92,7 @@ class _Run:
         """Run the world from its first process to its end."""
         world = self.world
         ground = opened_ground(world.ground, self.loop, dedup=world.dedup)
+        await ground.prepare()
         self.ground = ground
         simulation = self.simulation = Simulation(
             chance=self.loop.chance, faults=world.faults, broker=ground.broker, stores=ground.stores,

@@ -134,6 +134,7 @@ class _UserRun:
     async def _all(self, loop: SimLoop) -> None:
         faults = self.world.faults
         ground = opened_ground(self.world.ground, loop, dedup=True)
+        await ground.prepare()
         simulation = self.simulation = Simulation(
             chance=loop.chance, faults=faults, broker=ground.broker, stores=ground.stores, history=self.history
         )

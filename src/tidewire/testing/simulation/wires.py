@@ -252,6 +252,8 @@ class SimReceiver:
         """
         wire = self._wire
         await wire.to_broker()
+        for delivery in ack:  # given out of hand, whenever the broker has written it down
+            self._out.pop(_name(delivery), None)
         settlements: Sequence[Settlement] = await self._inner.settle(ack=ack, release=release, move=move)
         for one in settlements:
             if one.status != "failed":

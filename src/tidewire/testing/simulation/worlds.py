@@ -66,7 +66,7 @@ def drawn_world(seed: int, *, ground: str = "") -> World:
     faults = Faults.drawn(chance)
     return World(
         seed=seed,
-        ground=ground or pick(_GROUNDS),
+        ground=ground or _ground_of(seed),
         faults=faults,
         tuning=Tuning(
             attempts=pick([1, 2, 3, 4]),
@@ -94,4 +94,9 @@ def drawn_world(seed: int, *, ground: str = "") -> World:
     )
 
 
-_GROUNDS = ("memory",)
+def _ground_of(seed: int) -> str:
+    chance = random.Random(f"ground {seed}")
+    return chance.choice(_GROUNDS)
+
+
+_GROUNDS = ("memory", "memory", "memory", "sqlite")
