@@ -14,7 +14,7 @@ START ?= 0
 STAMPS := .venv/stamps
 INSTALL := PYTHON="$(PYTHON)" scripts/install.sh
 
-.PHONY: help install demo test check simulate conformance format bench faults docs clean
+.PHONY: help install demo test check simulate conformance format bench faults docs clean planted
 
 help: ## show this list
 	@printf 'make TARGET, where TARGET is one of\n\n'
@@ -34,6 +34,9 @@ check: $(STAMPS)/dev ## format, lint, types (mypy and pyright), architecture, ti
 
 simulate: $(STAMPS)/dev ## many worlds of the simulation; goes on where it was stopped; writes docs/proof.md
 	.venv/bin/python -m tidewire.testing.simulation --seeds $(SEEDS) --start $(START) --summary docs/proof.md
+
+planted: $(STAMPS)/dev ## bugs on purpose, one at a time, and which check of the simulation finds each
+	.venv/bin/python scripts/planted.py
 
 format: $(STAMPS)/dev ## write the sources in the house format
 	.venv/bin/ruff format src tests benchmarks examples conftest.py
