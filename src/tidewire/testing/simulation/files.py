@@ -11,11 +11,13 @@ import asyncio
 import contextvars
 import shutil
 import sqlite3
+import sys
 import tempfile
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from uuid import UUID
 
@@ -32,11 +34,12 @@ from tidewire.testing.simulation.hosts import BrokerHost, StoreHost
 from tidewire.testing.simulation.loop import Process, SimLoop, current_process
 from tidewire.testing.simulation.shop import Book, Effect
 from tidewire.testing.simulation.strands import Blocked, Threading
-from tidewire.transports.sqlite import open_sqlite_transport, shared, writer
+from tidewire.transports.sqlite import open_sqlite_transport, shared
 
 __all__ = ["SqliteGround"]
 
 _MEMORY = Path("/dev/shm")  # noqa: S108 - files in memory, where the system has them
+_WITH_THREADS = ("tidewire.kit.", "tidewire.transports.sqlite.", "tidewire.stores.sqlite.")
 _AGAIN = 0.05
 _LOOK_EVERY = 0.05
 _encode = msgspec.json.Encoder().encode
@@ -239,9 +242,9 @@ def _install(loop: SimLoop) -> None:
         _at_death(made.close)
         return made
 
-    modules: list[Any] = [flock, writer]
-    for module in modules:
-        module.threading = threads
+    for name, module in list(sys.modules.items()):
+        if name.startswith(_WITH_THREADS) and isinstance(vars(module).get("threading"), (ModuleType, Threading)):
+            vars(module)["threading"] = threads
     files._connect = connect
     files.WriteTurn = turn
     sharing: Any = shared

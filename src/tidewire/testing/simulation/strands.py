@@ -147,7 +147,12 @@ class _Lock:
         self._held = True
         return True
 
+    def locked(self) -> bool:
+        return self._held
+
     def release(self) -> None:
+        if not self._held:
+            raise RuntimeError("release unlocked lock")
         self._held = False
         if self._waiting:
             self._waiting[0].wake()
