@@ -52,6 +52,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     *broker*, *store*: URLs; no store means none. *lease*, *grace*, *max_hold*, *stuck_after* in seconds. *lanes*
     of topics that are created. *provision*: create missing topics and groups. *log*: ``text`` or ``json``.
+    *probe*: ``HOST:PORT`` where ``tidewire run`` answers health probes; none means nowhere.
     *services*: what ``tidewire dev`` runs, each as ``module:service``; none means all that it finds.
     """
 
@@ -64,11 +65,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     lanes: int = 8
     provision: bool = False
     log: str = "text"
+    probe: str = ""
     services: tuple[str, ...] = ()
 
     def seconds(self, name: str) -> timedelta:
         """Return the setting *name* as a duration."""
         return timedelta(seconds=getattr(self, name))
+
+    def probe_address(self) -> tuple[str, int] | None:
+        """Return host and port of *probe*, or None where there is none."""
+        return _address(self.probe) if self.probe else None
 
 
 def settings_from(
@@ -347,10 +353,22 @@ def _impossible(values: Mapping[str, object]) -> list[str]:
             problems.append(f"{name} must be above zero, not {value}")
     if values.get("log", "text") not in ("text", "json"):
         problems.append(f"log must be text or json, not {values['log']!r}")
+    if values.get("probe") and _address(str(values["probe"])) is None:
+        problems.append(f"probe must be HOST:PORT, for example 0.0.0.0:8080, not {values['probe']!r}")
     broker, store = values.get("broker", Settings().broker), values.get("store")
     if store and _one_file(str(broker), str(store)):
         problems.append("broker and store cannot be the same file; give the store a file of its own")
     return problems
+
+
+def _address(text: str) -> tuple[str, int] | None:
+    """Return the host and port that *text* names (``[::1]:8080`` too), or None if it names none."""
+    try:
+        parts = urlsplit(f"//{text}")
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        return None
+    return (host, port) if host and port is not None and parts.netloc == text else None
 
 
 def _one_file(first: str, second: str) -> bool:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -214,3 +216,39 @@ def test_a_file_that_is_no_broker_is_refused(project: Path, start: Start) -> Non
     _, said = process.communicate(timeout=30)
     assert (2, before) == (process.returncode, (project / "broker.db").read_bytes())
     assert "broker.db" in said
+
+
+def test_a_probe_answers_while_it_runs(project: Path, start: Start) -> None:
+    """``--probe`` opens a port that says ready; it closes with the service."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    process = start("--provision", f"--probe=127.0.0.1:{port}", "--store=sqlite:///billing.db")
+    until(lambda: list(project.glob("up-*")), "the service is up")
+    until(lambda: answers(port) == 200, "the probe says ready")
+    process.send_signal(signal.SIGTERM)
+    assert 0 == process.wait(20)
+    assert answers(port) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [(["--probe=here"], "HOST:PORT"), (["--probe=127.0.0.1:1", "--workers=2"], "several workers")],
+)
+def test_a_probe_that_cannot_be_is_refused(start: Start, options: list[str], said: str) -> None:
+    """A wrong address, and one port for several processes, end with exit code 2 and the reason."""
+    process = start(*options)
+    _, errors = process.communicate(timeout=20)
+    assert 2 == process.returncode
+    assert said in errors
+
+
+def answers(port: int) -> int | None:
+    """Return the status of ``/readyz``, or None where nobody listens."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", "/readyz")
+        return connection.getresponse().status
+    except ConnectionError:
+        return None
+    finally:
+        connection.close()

@@ -30,6 +30,7 @@ EPILOG = """\
 examples:
   tidewire run shop.billing:billing
   tidewire run shop.billing:billing --broker sqlite:///data/broker.db --store sqlite:///data/billing.db --workers 4
+  tidewire run shop.billing:billing --probe 0.0.0.0:8080
 
 Every option is a setting too: TIDEWIRE_BROKER, TIDEWIRE_STORE, TIDEWIRE_GRACE … in the environment, or broker,
 store, grace … in tidewire.toml or under [tool.tidewire] in pyproject.toml. The command line wins.
@@ -49,6 +50,7 @@ def main(arguments: Sequence[str]) -> int:
         store=options.store,
         grace=options.grace,
         provision=options.provision or None,
+        probe=options.probe,
         log="json" if options.json_logs else None,
     )
     set_up_logs(as_json=settings.log == "json")
@@ -56,6 +58,10 @@ def main(arguments: Sequence[str]) -> int:
         follow_parent(Patience(settings.seconds("grace")).longest)
     service = find_service(options.target)
     if options.workers > 1:
+        if settings.probe:
+            raise ConfigurationError(
+                "one probe cannot speak for several workers", hint="run one worker, and several containers or units"
+            )
         return _with_workers(arguments, options.workers, settings)
     # The loop, the runtime and the adapters are loaded once it is clear that there is something to run.
     from tidewire.cli.serving import serve
@@ -109,6 +115,11 @@ def _parser() -> CommandParser:
     )
     parser.add_argument(
         "--grace", metavar="SECONDS", type=float, help="how long a stop lets handlers end (default: 10)"
+    )
+    parser.add_argument(
+        "--probe",
+        metavar="HOST:PORT",
+        help="answer GET /livez and /readyz there, for an orchestrator (default: nowhere)",
     )
     parser.add_argument("--provision", action="store_true", help="create missing topics and groups")
     parser.add_argument(

@@ -30,4 +30,6 @@ async def serve(service: Service, settings: Settings, *, parts: Parts | None = N
     async with AsyncExitStack() as stack:
         transport = await stack.enter_async_context(open_transport(settings.broker))
         store = await stack.enter_async_context(open_store(settings.store)) if settings.store else None
-        await serve_until_signal(service, transport=transport, store=store, options=options, parts=parts)
+        await serve_until_signal(
+            service, transport=transport, store=store, options=options, parts=parts, probe=settings.probe_address()
+        )

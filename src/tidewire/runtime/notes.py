@@ -39,6 +39,7 @@ class Notes:
         """Note and log that *work* failed and is tried again."""
         error = outcome.error
         self.note("retried", work, detail=type(error).__name__)
+        self._hand_over()  # it may be long until something settles, and a failing key is what people look for
         fields = {"delay_s": outcome.delay.total_seconds(), "error_type": type(error).__name__}
         _logger.warning("tidewire.consumer.retry", extra=self._named(work) | fields | {"raised_at": raised_at(error)})
 
@@ -69,6 +70,9 @@ class Notes:
         for work in works:
             self._facts.extend(published(message, now) for message in work.outgoing)
             self.note("settled", work)
+        self._hand_over()
+
+    def _hand_over(self) -> None:
         facts, self._facts = self._facts, []
-        if facts:
+        if facts and self._observer is not None:
             self._observer.record(facts)

@@ -26,6 +26,7 @@ from tidewire.runtime.outgoing import Outgoing
 from tidewire.runtime.parts import Parts, with_remembered_codecs
 from tidewire.runtime.pipeline import Pipeline
 from tidewire.runtime.plan import compile_plan
+from tidewire.runtime.probe import open_probe
 from tidewire.runtime.producer import Publisher
 from tidewire.runtime.recurring import RecurringTask
 from tidewire.runtime.relay import Relay
@@ -290,10 +291,12 @@ async def serve_until_signal(
     store: Store | None = None,
     options: Options | None = None,
     parts: Parts | None = None,
+    probe: tuple[str, int] | None = None,
 ) -> None:
     """Run *service* until SIGTERM or SIGINT, then drain; a second signal ends at once.
 
-    Neither costs an attempt: what is cut off comes back by its lease. Raises as `running`.
+    Neither costs an attempt: what is cut off comes back by its lease. *probe* is the host and port where
+    `tidewire.runtime.probe` answers meanwhile, until the drain begins. Raises as `running`.
     """
     loop = asyncio.get_running_loop()
     task = asyncio.current_task()
@@ -309,8 +312,12 @@ async def serve_until_signal(
     for number in signals:
         loop.add_signal_handler(number, on_signal)
     try:
-        async with running(service, transport=transport, store=store, options=options, parts=parts):
-            await asked.wait()
+        async with running(service, transport=transport, store=store, options=options, parts=parts) as app:
+            if probe is None:
+                await asked.wait()
+            else:
+                async with open_probe(app.health, *probe):
+                    await asked.wait()
     except asyncio.CancelledError:
         if task is None or task.uncancel() > 0:
             raise
