@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ import pytest
 
 from tidewire import Context, Reject, Service, event, running, transaction
 from tidewire.cli import exits
-from tidewire.model import Message, Topic
+from tidewire.clock import SystemClock
+from tidewire.model import GroupSpec, Message, Topic, TopicSpec
 from tidewire.runtime.serve import Options
 from tidewire.stores.sqlite import open_sqlite_store
 from tidewire.transports.sqlite import open_sqlite_transport
@@ -255,6 +257,31 @@ def test_replay_repairs_or_executes_again(shop: Shop) -> None:
     assert exits.USAGE == shop.tidewire("replay", "shop.order", "--group", "nobody", "--from", "1").returncode
 
 
+def test_replay_from_before_the_marks_is_refused(tmp_path: Path) -> None:
+    """Events older than inbox marks live may take effect again: that has to be said with --force."""
+
+    class LongAgo(SystemClock):
+        def now_us(self) -> int:
+            return super().now_us() - 40 * 86_400_000_000
+
+    async def fill() -> None:
+        path = tmp_path / "broker.db"
+        async with open_sqlite_transport(path) as broker:
+            await broker.provision(
+                [TopicSpec("shop.order", lanes=1, retention=timedelta(days=99))], [GroupSpec("billing", ["shop.order"])]
+            )
+        async with open_sqlite_transport(path, clock=LongAgo()) as broker:
+            message = Message(Topic("shop.order"), "e1", "web", "k", {"ce-type": "shop.order.placed"}, b"{}")
+            await broker.publish([message])
+
+    asyncio.run(fill())
+    shop = Shop(tmp_path, ["e1"], [])
+    arguments = ("replay", "shop.order", "--group", "billing", "--from", "1", "--yes")
+    refused = shop.tidewire(*arguments)
+    assert (exits.USAGE, True) == (refused.returncode, "--force" in refused.stderr), refused.stderr
+    assert shop.json(*arguments, "--force")["moved"]
+
+
 async def _run_billing(folder: Path) -> None:
     """Let billing handle what waits, now without refusing anything."""
     billing = Service("billing")
@@ -290,8 +317,6 @@ def test_outbox(shop: Shop) -> None:
                 )
                 stuck = Message(Topic("shop.payment"), "stuck", "web", "s", {"ce-type": "shop.payment.taken"}, b"{}")
                 await store.outbox.put(unit, [stuck, message])
-            from datetime import timedelta
-
             await store.backlog.lease("test", timedelta(seconds=30))
             (first, _) = await store.backlog.claim("test", after=0, limit=2)
             await store.backlog.refused("test", first.row, detail="too_large: no", attempts_max=1)

@@ -82,7 +82,7 @@ def test_plain_json_is_no_cloudevent() -> None:
     "headers",
     [
         {},
-        {"ce-id": "1", "ce-source": "s", "ce-type": "t"},
+        {"ce-id": "1", "ce-source": "s"},
         {"ce-id": "1", "ce-source": "s", "ce-type": "t", "ce-time": "yesterday"},
         {"ce-id": "1", "ce-source": "s", "ce-type": "t", "ce-time": "2026-01-01T00:00:00"},
         {"ce-id": "1", "ce-source": "s", "ce-type": "t", "ce-time": "2026-01-01T00:00:00Z", "ce-schemaversion": "0"},
@@ -92,6 +92,14 @@ def test_what_is_no_envelope_names_the_header(headers: dict[str, str]) -> None:
     """A decode error and nothing else."""
     with pytest.raises(DecodeError, match="ce-"):
         envelope_of(headers)
+
+
+def test_an_event_may_come_without_its_time() -> None:
+    """Optional in CloudEvents 1.0: a foreign event without it has an envelope, and goes out again without it."""
+    headers = {"ce-id": "1", "ce-source": "s", "ce-type": "t"}
+    envelope = envelope_of(headers)
+    assert envelope.time is None
+    assert "ce-time" not in headers_of(envelope)
 
 
 @pytest.mark.parametrize("trace", ["", "nonsense", TRACE[:-1], TRACE.upper(), "ff" + TRACE[2:], "x" * 100_000])

@@ -14,9 +14,10 @@ from tidewire.cli.exits import FAILED, OK
 from tidewire.cli.shown import Progress, emit, stamp, table
 from tidewire.clock import SystemClock
 from tidewire.config import open_store, settings_from
+from tidewire.errors import ConfigurationError
 from tidewire.model import Act
 from tidewire.operations.audit import ledger_of
-from tidewire.operations.replays import Preview, look_ahead, replay
+from tidewire.operations.replays import Preview, beyond_marks, look_ahead, replay
 
 __all__ = ["main"]
 
@@ -24,7 +25,8 @@ DESCRIPTION = """\
 Move a group's cursor on a topic back (or forward). First it says how many events that is, and of which types.
 
 What has taken effect is skipped, so a replay repairs: only what was missed happens. With --again everything from
-there on takes effect once more; that needs the group's store, which forgets what has happened.
+there on takes effect once more; that needs the group's store, which forgets what has happened. Inbox marks live
+for 35 days: a replay from further back is refused, but for --again and --force.
 The group's service must not run meanwhile.
 """
 EPILOG = """\
@@ -52,6 +54,7 @@ def main(arguments: Sequence[str]) -> int:
     )  # fmt: skip
     parser.add_argument("--again", action="store_true", help="execute what has happened once more")
     parser.add_argument("--store", metavar="URL", help="for --again: the group's own database")
+    parser.add_argument("--force", action="store_true", help="also where inbox marks may be gone: older than 35 days")
     parser.add_argument("--dry-run", action="store_true", help="only say what it means")
     parser.add_argument("--yes", action="store_true", help="do not ask")
     options = parser.parse_all(arguments)
@@ -68,6 +71,11 @@ async def _act(broker: Broker, options: argparse.Namespace) -> int:
         _print(preview, options)
     if options.dry_run:
         return _end(preview, options, moved=False, run=None)
+    if not options.again and not options.force and beyond_marks(preview, SystemClock().now_us()):
+        raise ConfigurationError(
+            f"the oldest event is from {stamp(preview.first_at)}: without inbox marks it may take effect again",
+            hint="begin later; or --force accepts that, and --again means it",
+        )
     if not agreed(options, f"replay for {options.group}?"):
         return FAILED
     async with AsyncExitStack() as stack:

@@ -87,12 +87,15 @@ class Delivery(msgspec.Struct, frozen=True, gc=False):
 
 
 class Envelope(msgspec.Struct, frozen=True):
-    """An event's context attributes: those of CloudEvents 1.0, and what ties events together."""
+    """An event's context attributes: those of CloudEvents 1.0, and what ties events together.
+
+    *time* is None where the producer did not say when; tidewire's own always do.
+    """
 
     id: str
     source: str
     type: str
-    time: datetime
+    time: datetime | None = None
     version: int = 1
     key: str | None = None
     subject: str | None = None

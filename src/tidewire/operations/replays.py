@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import msgspec
 
@@ -12,8 +12,9 @@ from tidewire.clock import microseconds
 from tidewire.errors import TransportRefused
 from tidewire.model import Topic
 from tidewire.protocols import Inspector, Store
+from tidewire.rules.letters import DEDUP_WINDOW
 
-__all__ = ["Preview", "look_ahead", "replay"]
+__all__ = ["Preview", "beyond_marks", "look_ahead", "replay"]
 
 _PAGE = 1_000
 
@@ -84,6 +85,11 @@ async def replay(
     run = await again.inbox.next_run(group)
     await inspector.seek(topic, group, to=to)
     return run
+
+
+def beyond_marks(preview: Preview, now_us: int) -> bool:
+    """Whether the oldest event of *preview* is older than inbox marks live, so that a repair may repeat an effect."""
+    return preview.first_at is not None and preview.first_at < now_us - DEDUP_WINDOW // timedelta(microseconds=1)
 
 
 def _before(to: int | str | datetime) -> int | str | None:

@@ -51,10 +51,11 @@ def headers_of(envelope: Envelope) -> dict[str, str]:
         "ce-id": envelope.id,
         "ce-source": envelope.source,
         "ce-type": envelope.type,
-        "ce-time": envelope.time.isoformat().replace("+00:00", "Z"),
         "ce-schemaversion": str(envelope.version),
         "content-type": envelope.datacontenttype,
     }
+    if envelope.time is not None:
+        headers["ce-time"] = envelope.time.isoformat().replace("+00:00", "Z")
     if envelope.key is not None:
         headers["ce-partitionkey"] = envelope.key
     for name in _TEXTS:
@@ -99,9 +100,9 @@ def envelope_of(headers: Mapping[str, str]) -> Envelope:
         raise DecodeError(f"the header {error.args[0]} is missing: this is not a CloudEvent") from None
 
 
-def _time(text: str | None) -> datetime:
-    if text is None:
-        raise DecodeError("the header ce-time is missing")
+def _time(text: str | None) -> datetime | None:
+    if text is None:  # optional in CloudEvents 1.0, §3.1 of the specification
+        return None
     try:
         when = datetime.fromisoformat(text)
     except ValueError:
