@@ -233,7 +233,10 @@ class Consumer:
                     self._pipeline.guards[lane] = Guard(self._group, lane, epoch)
                 await self._holds.load()
                 break
-            except LaneFenced:
+            except LaneFenced:  # the broker was made anew or its clock went back: the store knows a later epoch
+                _logger.error(
+                    "tidewire.consumer.lane_fenced", extra={"group": self._group, "lane": lane, "epoch": epoch}
+                )
                 return
             except StoreUnavailable as error:
                 self._outage.begin(error)
