@@ -24,7 +24,7 @@ def ask(method: str, path: str, *, ready: bool = True) -> httpx.Response:
     """Return the answer to one request."""
 
     async def scenario() -> httpx.Response:
-        async with open_probe(health(ready=ready), "127.0.0.1", 0) as port, httpx.AsyncClient() as client:
+        async with open_probe(health(ready=ready), host="127.0.0.1", port=0) as port, httpx.AsyncClient() as client:
             return await client.request(method, f"http://127.0.0.1:{port}{path}")
 
     return asyncio.run(scenario())
@@ -60,7 +60,7 @@ def test_whoever_speaks_no_http_harms_nobody(noise: bytes) -> None:
     """Garbage, an endless head and a client that leaves are closed, and the next one is answered."""
 
     async def scenario() -> int:
-        async with open_probe(health(ready=True), "127.0.0.1", 0) as port:
+        async with open_probe(health(ready=True), host="127.0.0.1", port=0) as port:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(noise)
             writer.write_eof()
@@ -76,7 +76,7 @@ def test_an_address_in_use_is_named() -> None:
     """The error says which address, and how to say another."""
 
     async def scenario(port: int) -> None:
-        async with open_probe(health(ready=True), "127.0.0.1", port):
+        async with open_probe(health(ready=True), host="127.0.0.1", port=port):
             raise AssertionError("it listens where somebody else does")
 
     with socket.create_server(("127.0.0.1", 0)) as taken:

@@ -24,7 +24,7 @@ _STATUS = {200: "OK", 404: "Not Found", 405: "Method Not Allowed", 503: "Service
 
 
 @asynccontextmanager
-async def open_probe(health: Callable[[], Mapping[str, Health]], host: str, port: int) -> AsyncGenerator[int]:
+async def open_probe(health: Callable[[], Mapping[str, Health]], *, host: str, port: int) -> AsyncGenerator[int]:
     """Answer probes at *host* and *port* (0: any free one) while the block lasts, and give the port.
 
     ``GET /livez`` is 200 as long as the event loop turns. ``GET /readyz`` is 200 while every subscription hears, and

@@ -316,7 +316,7 @@ async def serve_until_signal(
             if probe is None:
                 await asked.wait()
             else:
-                async with open_probe(app.health, *probe):
+                async with open_probe(app.health, host=probe[0], port=probe[1]):
                     await asked.wait()
     except asyncio.CancelledError:
         if task is None or task.uncancel() > 0:
