@@ -69,6 +69,7 @@ def show(figures: list[Figure]) -> list[Figure]:
         ratio = "" if figure.ratio is None else f"  ratio {figure.ratio:>6}"
         ratio += "" if figure.spread is None else f" ({figure.spread[0]} to {figure.spread[1]})"
         cpu = "" if figure.cpu_us_per_event is None else f"  {figure.cpu_us_per_event:>6} µs CPU"
+        cpu += "" if figure.native_cpu is None else f" (native {figure.native_cpu})"
         mark = {True: "met", False: "SHORT", None: ""}[figure.met]
         print(f"{figure.name:<44}{figure.ours:>10,} {figure.unit:<10}{native}{ratio}{cpu}  [{figure.target}] {mark}")
         sys.stdout.flush()
