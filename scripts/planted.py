@@ -48,7 +48,7 @@ def hunted(plant: Plant, seeds: int, jobs: int) -> Totals:
     totals = Totals()
 
     def worlds() -> Iterator[World]:
-        for seed in range(seeds):
+        for seed in [*plant.seeds, *range(seeds)]:
             if len(totals.failures) >= ENOUGH:
                 return
             world = drawn_world(seed, ground="memory")

@@ -324,7 +324,30 @@ def redrive_removes_first() -> None:
 # --- what the simulation itself has found ---------------------------------------------------------------------
 
 
-@plant("found by seed")
+@plant("found by seed", 212, 343)
 def timers_outlive_the_membership() -> None:
     """A held event's timer starts a worker in a group that has finished."""
     patch(workers.Workers, "end", lambda self: None)
+
+
+@plant("found by seed", 79, 116)
+def a_batch_of_one_is_called_twice() -> None:
+    """A batch handler that was given one event and failed is called again for the same attempt."""
+    work_batch: Any = workers.Workers._work_batch
+    gather: Any = workers.Workers._gather
+
+    async def never_alone(self: Any, first: Any) -> Any:
+        works = await gather(self, first)
+        if len(works) == 1:
+            await work_batch(self, self._beginner, works)
+            return []
+        return works
+
+    begin: Any = workers.Workers._work
+
+    async def remember(self: Any, worker: Any) -> None:
+        self._beginner = worker
+        await begin(self, worker)
+
+    patch(workers.Workers, "_gather", never_alone)
+    patch(workers.Workers, "_work", remember)

@@ -11,21 +11,23 @@ __all__ = ["PLANTS", "Plant", "patch", "plant"]
 
 @dataclass(frozen=True)
 class Plant:
-    """One bug: its *name*, the *hazard* it stands for, and what *plant* changes."""
+    """One bug: its *name*, the *hazard* it stands for, and what *plant* changes; *seeds* are worlds that show a rare
+    one."""
 
     name: str
     hazard: str
     plant: Callable[[], None]
+    seeds: tuple[int, ...] = ()
 
 
 PLANTS: list[Plant] = []
 
 
-def plant(hazard: str) -> Callable[[Callable[[], None]], Callable[[], None]]:
+def plant(hazard: str, *seeds: int) -> Callable[[Callable[[], None]], Callable[[], None]]:
     """Register a bug under its function's name; the docstring says what it does."""
 
     def register(function: Callable[[], None]) -> Callable[[], None]:
-        PLANTS.append(Plant(function.__name__, hazard, function))
+        PLANTS.append(Plant(function.__name__, hazard, function, seeds))
         return function
 
     return register

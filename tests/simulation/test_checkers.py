@@ -68,6 +68,7 @@ ALSO_BAD: list[tuple[str, Sequence[Op]]] = [
         (*GOOD, Op(f="commit", group="g", lane="l", epoch=2, n=5), Op(f="commit", group="g", lane="l", epoch=1, n=6)),
     ),
     ("C10", (publish(), attempt(type="fail"), dead(detail="exhausted"))),
+    ("C10", (*GOOD, dead(type="fail", detail="StoreUnavailable"))),
     ("C11", (publish(), mark(), dead())),
     (
         "C13",
@@ -106,7 +107,11 @@ def test_a_check_finds_each_way_to_break_its_promise(name: str, ops: Sequence[Op
 
 
 GOOD_TOO: list[Callable[[], Sequence[Op]]] = [
-    lambda: (publish(), dead(detail="exhausted"), attempt(type="fail"), attempt(type="fail")),
+    lambda: (
+        publish(),
+        *(attempt(type=kind) for kind in ("invoke", "fail", "invoke", "fail")),
+        dead(detail="exhausted"),
+    ),
     lambda: (publish(), Op(f="discard", group="billing", event="a")),
     lambda: (publish(type="info"),),
     lambda: (publish(type="info"), effect(), mark()),

@@ -24,6 +24,7 @@ SOON = {
     "keys_do_not_wait": "C7",
     "facts_are_not_told": "C20",
     "prefetch_without_limit": "C17",
+    "one_attempt_too_few": "C10",
 }
 
 

@@ -15,7 +15,7 @@ import msgspec
 
 from tidewire.chance import RandomJitter
 from tidewire.errors import PublishUnknown, StoreUnavailable, TidewireError, TransportUnavailable
-from tidewire.model import Fact
+from tidewire.model import Fact, Message
 from tidewire.runtime.parts import Parts
 from tidewire.runtime.serve import Options, Running, running
 from tidewire.runtime.service import Service
@@ -40,6 +40,7 @@ class Life:
         self.process = process
         self.clock = simulation.broker.clock_of(process) or SimClock(simulation.loop)
         self.wire = Wire(process, simulation.weather, simulation.history)
+        self.wire.named = simulation.named or self.wire.named
         self.parts = Parts(
             clock=self.clock,
             ids=SimIds(random.Random(simulation.chance.getrandbits(64))),
@@ -87,6 +88,7 @@ class Simulation:
         self.chance = chance
         self.faults = faults
         self.weather = Weather(faults, chance)
+        self.named: Callable[[Message], str] | None = None
         self.broker = broker
         self.stores = stores
         self.history = history

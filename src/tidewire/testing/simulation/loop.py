@@ -41,7 +41,7 @@ class Process:
 
     *on_kill* is called once, at the moment it is killed: what the operating system does then (files are closed, locks
     dropped) is done there. *on_pause* hears True when it stops and False when it goes on; *on_end* that it has ended
-    by itself, *error* being what it ended with.
+    by itself, *error* being what it ended with. With a *fuse* of n it dies at its n-th step from now on.
     """
 
     def __init__(self, loop: SimLoop, name: str, *, number: int = 0) -> None:
@@ -51,6 +51,7 @@ class Process:
         self.dead = False
         self.paused = False
         self.ended = False
+        self.fuse = 0
         self.error: BaseException | None = None
         self.on_kill: list[Callable[[], None]] = []
         self.on_pause: list[Callable[[bool], None]] = []
@@ -255,7 +256,9 @@ class SimLoop(asyncio.BaseEventLoop):
             if process.ended:
                 return True
             self.points += 1
-            if self.points != self.crash_at and self.points != self._next_crash:
+            burnt = process.fuse == 1
+            process.fuse -= process.fuse > 0
+            if self.points != self.crash_at and self.points != self._next_crash and not burnt:
                 return True
             if self.points == self._next_crash:
                 self._draw_crash()

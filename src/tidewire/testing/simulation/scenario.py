@@ -98,6 +98,7 @@ class _Run:
             chance=self.loop.chance, faults=world.faults, broker=ground.broker, stores=ground.stores,
             history=self.history,
         )  # fmt: skip
+        simulation.named = uid_of
         self.shop = Shop(self.loop, self.history, ground.book, tuning=world.tuning, seed=world.seed)
         ground.listen(self.history, self.shop.number)
         await self._start()
@@ -224,7 +225,7 @@ class _Run:
         """What nobody here can read, or asked for."""
         order = self._order(life, number, way="g", n=-1)
         headers = {"ce-id": order.uid, "ce-source": life.process.name, "ce-specversion": "1.0"}
-        headers["ce-type"] = "sim.order.viewed" if number % 2 else "sim.order.placed"
+        headers["ce-type"] = "sim.order.viewed" if number > 7 else "sim.order.placed"
         message = Message(Topic("sim.order"), order.uid, life.process.name, order.key, headers, b"{not json")
         if headers["ce-type"] == "sim.order.placed":
             self._note(order, "invoke")
@@ -249,6 +250,8 @@ class _Run:
             Place(name=name, group="operator", work=work, options=self._options, forever=False)
         )
         self.simulation.down.add(name)  # nobody starts it again
+        if self.world.faults.crash_every and self.simulation.weather.on and self.loop.chance.random() < 0.5:
+            life.process.fuse = self.loop.chance.randint(5, 60)
         while life.process.alive:
             await asyncio.sleep(0.25)
 

@@ -7,7 +7,7 @@ the history as the broker knows it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from typing import Any
@@ -19,6 +19,7 @@ from tidewire.model import (
     Browsed,
     Capabilities,
     Change,
+    DeadChannel,
     Delivery,
     Found,
     GroupInfo,
@@ -52,6 +53,7 @@ class Wire:
         self.history = history
         self.receivers: list[SimReceiver] = []
         self.settled = 0
+        self.named: Callable[[Message], str] = _by_id
         process.on_kill.append(self._silence)
         process.on_pause.append(self._pause)
 
@@ -263,6 +265,8 @@ class SimReceiver:
         wire.settled += sum(
             one.status == "settled" and place not in given_back for place, one in enumerate(settlements)
         )
+        for moved in move:
+            self._given_up(moved)
         if wire.weather.strikes("lost reply", wire.weather.faults.lost_reply):
             raise TransportUnavailable("the answer was lost (simulated)")
         await wire.point()
@@ -316,6 +320,23 @@ class SimReceiver:
         for name in [name for name in self._out if name[0] == lane]:
             del self._out[name]
 
+    def _given_up(self, moved: Move) -> None:
+        """Note a dead letter when it is written; whether it is one at the end is seen at the end."""
+        wire = self._wire
+        for message in moved.messages:
+            if isinstance(message.to, DeadChannel):
+                last = message.headers.get("dl-last-error", "").partition(":")[0]
+                outage = last in _OUTAGES
+                op = Op(
+                    f="dead",
+                    type="fail" if outage else "info",
+                    at=wire.at,
+                    group=message.to.group,
+                    event=wire.named(message),
+                    detail=last if outage else message.headers.get("dl-reason", ""),
+                )
+                wire.note(op)
+
     def _settled(self, one: Settlement) -> None:
         wire, delivery = self._wire, one.delivery
         wire.note(
@@ -330,6 +351,13 @@ class SimReceiver:
                 epoch=delivery.epoch,
             )
         )
+
+
+_OUTAGES = frozenset({"StoreUnavailable", "TransportUnavailable", "TransactionLost"})
+
+
+def _by_id(message: Message) -> str:
+    return message.id
 
 
 def _name(delivery: Delivery) -> tuple[str, int, str, object]:

@@ -28,7 +28,8 @@ class Op(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     the commits of its store, *lane* and *epoch* by which it ran, *run*. ``mark``, ``row``: found in the store at the
     end. ``adopt``: *number*, *lane*, *epoch*. ``lane``: ``invoke`` assigned, ``ok`` given up, ``fail`` lost.
     ``settle``: ``ok`` settled, ``fail`` lost; ``commit``: a position *n* of a *lane* under *epoch*. ``dead``: a dead
-    letter at the end, *detail* its reason. ``timer``: ``invoke`` set for *due*, ``ok`` it went off.
+    letter at the end, *detail* its reason; ``info``: when it was written, ``fail``: for an outage.
+    ``timer``: ``invoke`` set for *due*, ``ok`` it went off.
     ``saga``: ``invoke`` begun, *detail* its state. ``bound``: *n* of at most *due*. ``fact``: *detail* its kind, *n*
     how many; ``invoke`` as the history has it, ``ok`` as the observer heard it. ``outbox``: *n* pending at the end.
     ``health``: *detail* ``ready`` or ``not ready``, *n* microseconds for which the process had been deaf.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 from tidewire.testing.simulation.checkers.history import History, Op, Violation
@@ -66,21 +67,24 @@ def attempts_bounded(history: History) -> Iterator[Violation]:
             limits[one.group] = max(one.attempts_max, limits.get(one.group, 0))
     hidden = sum(max(op.n, 1) for op in history.of("crash"))
     failed: dict[tuple[str, str, int], int] = {}
-    total: dict[tuple[str, str], int] = {}
-    for op in history.of("attempt", "fail", "info"):
-        total[op.group, op.event] = total.get((op.group, op.event), 0) + 1
-        if op.type == "fail":
+    begun: dict[tuple[str, str], Counter[str]] = {}
+    for op in history.ops:
+        if op.f == "attempt" and op.type == "invoke":  # each attempt begins with the same handler
+            begun.setdefault((op.group, op.event), Counter())[op.handler] += 1
+        elif op.f == "attempt" and op.type == "fail":
             name = (op.group, op.event, op.cycle)
             failed[name] = failed.get(name, 0) + 1
+        elif op.f == "dead" and op.type == "fail":
+            yield Violation("C10", f"{op.group}: {op.event} was given up for an outage: {op.detail}")
+        elif op.f == "dead" and op.detail == "exhausted":
+            wanted = limits.get(op.group, 0)
+            count = max(begun.get((op.group, op.event), Counter[str]()).values(), default=0)
+            if count < wanted:
+                yield Violation("C10", f"{op.group}: {op.event} was given up after {count} attempts, not {wanted}")
     for (group, event, cycle), count in failed.items():
         limit = limits.get(group, 0)
         if limit and count > limit + hidden:
             yield Violation("C10", f"{group}: {event} failed {count} times in cycle {cycle}, at most {limit}")
-    for op in history.of("dead"):
-        wanted = limits.get(op.group, 0)
-        if op.detail == "exhausted" and total.get((op.group, op.event), 0) < wanted:
-            count = total.get((op.group, op.event), 0)
-            yield Violation("C10", f"{op.group}: {op.event} was given up after {count} failures, not {wanted}")
 
 
 def marked(history: History) -> Iterator[Violation]:
