@@ -44,6 +44,20 @@ async def test_charge(tidewire):
         await world.advance(timedelta(seconds={seconds}))
         assert len(world.published(PaymentTaken)) == 2
 """
+IN_ANY_MODE = """
+from datetime import timedelta
+from tidewire.testing import run, tidewire_world
+from shop import OrderPlaced, PaymentTaken, billing
+
+def test_charge():
+    async def scenario():
+        async with tidewire_world(billing) as world:
+            await world.publish(OrderPlaced(order_id="slow"))
+            await world.advance(timedelta(hours=12))
+            assert world.published(PaymentTaken).one().order_id == "slow"
+
+    run(scenario())
+"""
 FASTAPI = """
 import asyncio
 from fastapi import FastAPI
@@ -120,6 +134,16 @@ def test_beside_other_plugins(tmp_path: Path, mark: str, arguments: tuple[str, .
     """A test that another plugin runs has its loop and real time; it passes all the same."""
     answer = pytest_in(tmp_path, PLAIN.format(mark=mark, seconds=0.5), *arguments)
     assert passed(answer, 1), answer.stdout
+
+
+def test_hours_of_real_time_are_refused_with_the_fix(tmp_path: Path) -> None:
+    """Where another plugin runs the test, it does not wait for hours; it says how to have virtual time."""
+    answer = pytest_in(tmp_path, PLAIN.format(mark="", seconds=3_600), "--asyncio-mode=auto")
+    assert 1 == answer.returncode
+    assert "would wait that long: this test is not on virtual time" in answer.stdout
+    assert "strict mode" in answer.stdout
+    plain = pytest_in(tmp_path, IN_ANY_MODE, "--asyncio-mode=auto")
+    assert passed(plain, 1), plain.stdout
 
 
 def test_the_same_test_against_a_broker(tmp_path: Path) -> None:

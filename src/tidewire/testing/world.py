@@ -33,6 +33,7 @@ _LEASE = timedelta(minutes=10)
 _OPTIONS = Options(lease=_LEASE, relay_lease=_LEASE, stuck_after=timedelta(hours=1))
 _SOON = 0.25
 _REAL_PATIENCE = 10.0
+_REAL_MAX = timedelta(minutes=1)
 
 
 class World:
@@ -89,7 +90,17 @@ class World:
         self._raise_what_ended()
 
     async def advance(self, by: timedelta) -> None:
-        """Let *by* pass with everything that is due in it, and what follows at once from that."""
+        """Let *by* pass with everything that is due in it, and what follows at once from that.
+
+        Raises:
+            ConfigurationError: time is real, as another plugin runs this test, and *by* is above a minute.
+        """
+        if self._crashable and by > _REAL_MAX and not isinstance(self._loop, VirtualTimeLoop):
+            raise ConfigurationError(
+                f"advance({by}) would wait that long: this test is not on virtual time",
+                hint="another plugin runs it (pytest-asyncio by its mark or in auto mode, anyio): use strict mode "
+                "and no mark, or a plain test that calls tidewire.testing.run; see docs/testing.md",
+            )
         await asyncio.sleep(by.total_seconds())
         await self.settle()
 
@@ -341,6 +352,7 @@ async def tidewire_world(
             hint="run this test on an ordinary event loop: see docs/testing.md",
         )
     clock: Clock = VirtualClock(loop) if isinstance(loop, VirtualTimeLoop) else SystemClock()
+    options = options or (_OPTIONS if isinstance(loop, VirtualTimeLoop) else Options())
     async with AsyncExitStack() as stack:
         opened = [(service, await _opened_store(stack, service, store, clock)) for service in services]
         if in_memory:
@@ -351,7 +363,7 @@ async def tidewire_world(
             )
         else:
             transport = await stack.enter_async_context(open_transport(broker))
-        world = World(transport=transport, options=options or _OPTIONS, clock=clock, crashable=in_memory)
+        world = World(transport=transport, options=options, clock=clock, crashable=in_memory)
         await world.open(stack, opened)
         yield world
 
