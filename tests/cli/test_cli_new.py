@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -66,6 +69,20 @@ def test_a_project_passes_its_own_tests(project: Path) -> None:
     """Its tests pass at once, warnings being errors, with nothing installed but tidewire and what it asks for."""
     quiet = ["-W", "error", "-p", "no:asyncio", "-p", "no:cacheprovider"]
     assert (0, "") == tool("pytest", "-q", *quiet, cwd=project)
+
+
+def test_the_readme_starts_a_service_as_production_does(project: Path, tmp_path: Path) -> None:
+    """The command that it names works as it stands, in a project where nothing has run yet."""
+    fresh = shutil.copytree(project, tmp_path / "fresh", ignore=shutil.ignore_patterns(".tidewire"))
+    (arguments,) = re.findall(r"`tidewire (run [^`]+)`", (fresh / "README.md").read_text())
+    command = [sys.executable, "-m", "tidewire.cli", *shlex.split(arguments)]
+    with subprocess.Popen(command, cwd=fresh, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        said = next((line for line in process.stderr if "old_version" not in line), "")
+        process.terminate()
+        process.communicate(timeout=60)
+    assert "tidewire.service.started" in said
+    assert 0 == process.returncode
 
 
 def test_a_project_is_in_good_style(project: Path) -> None:
