@@ -86,15 +86,16 @@ def size(count: int | None) -> str:
 class Progress:
     """How far long work is, on stderr and only on a terminal, so that output can be piped."""
 
-    def __init__(self, what: str) -> None:
+    def __init__(self, what: str, *, every: int = 1_000) -> None:
         self._what = what
+        self._every = every
         self._live = sys.stderr.isatty()
         self._last = -1
 
     def at(self, count: int) -> None:
-        """Say that *count* are done; every thousand is shown."""
-        if self._live and count // 1_000 != self._last:
-            self._last = count // 1_000
+        """Say that *count* are done; *every* so many it is shown."""
+        if self._live and count // self._every != self._last:
+            self._last = count // self._every
             print(f"\r{self._what} {count:,}", end="", file=sys.stderr, flush=True)
 
     def end(self) -> None:

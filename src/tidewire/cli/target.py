@@ -6,15 +6,17 @@ import importlib
 import pkgutil
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from tidewire.cli.exits import did_you_mean
 from tidewire.errors import ConfigurationError, TidewireError
 from tidewire.rules.events import EventType, definition_of, is_event
 from tidewire.runtime.service import Service
 
-__all__ = ["find_event", "find_service", "import_roots", "services_in"]
+__all__ = ["find_event", "find_function", "find_service", "import_roots", "services_in"]
 
 
 def find_service(target: str) -> Service:
@@ -72,6 +74,23 @@ def find_event(target: str) -> EventType:
     if definition.kind == "domain":
         raise ConfigurationError(f"{target} is a domain event: it stays inside its service")
     return definition
+
+
+def find_function(target: str) -> Callable[..., Any]:
+    """Import *target*, ``module:function``, as `find_service` does, and return what can be called by that name.
+
+    Raises:
+        ConfigurationError: no such module or function; says what is near.
+    """
+    module_name, _, attribute = target.partition(":")
+    if not module_name or not attribute or module_name.startswith("."):
+        raise ConfigurationError(f"{target!r} names no function", hint="name one as module:function")
+    module = _import(module_name.removesuffix(".py").replace("/", "."))
+    function: Callable[..., Any] | None = getattr(module, attribute, None)
+    if not callable(function):
+        hint = did_you_mean(attribute, vars(module)) or f"look at the functions of {module_name!r}"
+        raise ConfigurationError(f"module {module_name!r} has no function {attribute!r}", hint=hint)
+    return function
 
 
 def services_in(module: str) -> dict[str, Service]:
