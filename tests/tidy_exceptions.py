@@ -61,11 +61,20 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     ("typing", "src/tidewire/testing/simulation/"): "asyncio's own fields; events, handles and adapters of any kind",
     ("print", "src/tidewire/testing/simulation/__main__.py"): "a command line prints",
     ("print", "src/tidewire/testing/simulation/campaign.py"): "a fork must not print what waits to be printed twice",
+    (
+        "print",
+        "src/tidewire/testing/simulation/crashtest/forks.py",
+    ): "a fork must not print what waits to be printed twice",
     ("time", "src/tidewire/testing/simulation/__main__.py"): "how long a campaign really takes",
     (
         "broad except",
         "src/tidewire/testing/simulation/loop.py",
     ): "a life ends, or a thread's work, with what was raised",
+    (
+        "broad except",
+        "src/tidewire/testing/simulation/crashtest/recording.py",
+    ): "notes that a handler failed, and rises",
+    ("broad except", "src/tidewire/testing/simulation/crashtest/search.py"): "a child tells what its probe raised",
     ("broad except", "src/tidewire/testing/simulation/shop.py"): "notes that an attempt failed, and rises",
     ("typing", "src/tidewire/testing/lives.py"): "what a life does not cut off is passed on as it is",
     ("typing", "src/tidewire/testing/seen.py"): "an event is of the user's own class",

@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "check": ("tidewire.cli.check", "what is promised to every subscription; unsafe settings are refused"),
     "completion": ("tidewire.cli.completion", "a script that completes commands and options in your shell"),
     "config": ("tidewire.cli.config", "the settings that hold here, and where each comes from"),
+    "crashtest": ("tidewire.cli.crashtest", "dies at every point of your handlers, and says which repeats an effect"),
     "demo": ("tidewire.cli.demo.options", "a shop of five services, killed on the way, and books that balance"),
     "describe": ("tidewire.cli.describe", "handlers, events in and out, retries in words; opens nothing"),
     "dev": ("tidewire.cli.dev.command", "all services of a project, with reload and one merged log"),

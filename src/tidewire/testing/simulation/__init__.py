@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from tidewire.testing.simulation.checkers import CHECKS, Audience, History, Op, Violation, judge
 from tidewire.testing.simulation.clock import SimClock, SimIds
+from tidewire.testing.simulation.crashtest.recording import effect
 from tidewire.testing.simulation.loop import Deadlock, Process, SimLoop, current_process
 from tidewire.testing.simulation.scenario import run_world
 from tidewire.testing.simulation.users import Outcome, simulate
@@ -31,6 +32,7 @@ __all__ = [
     "World",
     "current_process",
     "drawn_world",
+    "effect",
     "judge",
     "run_world",
     "simulate",
