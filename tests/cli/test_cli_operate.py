@@ -238,6 +238,18 @@ def test_publish_checks_the_event(shop: Shop) -> None:
     ]
 
 
+def test_publish_tells_of_a_field_that_is_left_out(shop: Shop) -> None:
+    """A typo in an optional field would go unseen: it is told once, with what was meant, and the event goes out."""
+    lines = '{"order_id": "a", "totla": 3}\n{"order_id": "b", "totla": 4}\n'
+    told = shop.tidewire("publish", "shopevents:OrderPlaced", "--data", "-", "--lines", text=lines)
+    assert (exits.OK, 2) == (told.returncode, len(told.stdout.splitlines()))
+    assert ["warning: OrderPlaced has no field 'totla': it is left out; did you mean 'total'?"] == [
+        line for line in told.stderr.splitlines() if line.startswith("warning")
+    ]
+    silent = shop.tidewire("publish", "shopevents:OrderPlaced", "--data", '{"order_id": "c", "total": "1"}')
+    assert "warning" not in silent.stderr
+
+
 def test_replay_repairs_or_executes_again(shop: Shop) -> None:
     """A preview changes nothing; a replay skips what has happened; again, it happens once more, and it is audited."""
     preview = shop.json("replay", "shop.order", "--group", "billing", "--from", "1", "--dry-run")

@@ -30,6 +30,7 @@ __all__ = [
     "exit_code",
     "parser_of",
     "tell",
+    "warn",
     "whole_number",
 ]
 
@@ -73,6 +74,11 @@ def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
         return number
 
     return read
+
+
+def warn(message: str) -> None:
+    """Write on stderr what a person should know although the command goes on."""
+    print(f"warning: {message}", file=sys.stderr)
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:

@@ -7,10 +7,12 @@ import asyncio
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+import msgspec
 
 from tidewire.cli.brokers import duration
-from tidewire.cli.exits import OK, CommandParser
+from tidewire.cli.exits import OK, CommandParser, did_you_mean, warn
 from tidewire.cli.shown import Progress, emit_line
 from tidewire.cli.target import find_event
 from tidewire.config import Settings, open_transport, settings_from
@@ -120,24 +122,42 @@ def _events(definition: EventType, options: argparse.Namespace) -> Iterator[Any]
     Raises:
         ConfigurationError: at the first that is none, with its line.
     """
-    decode = Parts().codec_for(definition.cls).decode
+    codec = Parts().codec_for(definition.cls)
+    told = set[str]()
     data = _read(options.data)
     for number, line in enumerate(data.splitlines() if options.lines else [data], 1):
         if options.lines and not line.strip():
             continue
         try:
-            event = decode(line)
+            event = codec.decode(line)
         except DecodeError as error:
             where = f"line {number}" if options.lines else "--data"
             raise ConfigurationError(
                 f"{where} is no {definition.type}: {error.message}", hint=_shape(definition)
             ) from None
+        left_out = _left_out(line, codec.encode(event), definition) - told
+        for name in sorted(left_out):
+            near = did_you_mean(name, _fields(definition))
+            warn(f"{definition.cls.__qualname__} has no field {name!r}: it is left out" + (f"; {near}" if near else ""))
+        told |= left_out
         yield event
 
 
+def _left_out(given: bytes, made: bytes, definition: EventType) -> set[str]:
+    """Return the names in *given* that neither the event *made* of it nor its class knows: newer fields, or typos."""
+    found, kept = msgspec.json.decode(given), msgspec.json.decode(made)
+    if not isinstance(found, dict) or not isinstance(kept, dict):
+        return set()
+    names = cast("dict[str, object]", found), cast("dict[str, object]", kept)
+    return set(names[0]) - set(names[1]) - set(_fields(definition))
+
+
+def _fields(definition: EventType) -> list[str]:
+    return [name for cls in definition.cls.__mro__ for name in getattr(cls, "__annotations__", {})]
+
+
 def _shape(definition: EventType) -> str:
-    fields = ", ".join(getattr(definition.cls, "__annotations__", {}))
-    return f"{definition.cls.__qualname__} has the fields: {fields}"
+    return f"{definition.cls.__qualname__} has the fields: {', '.join(_fields(definition))}"
 
 
 def _read(data: str) -> bytes:
