@@ -38,6 +38,7 @@ CAMPAIGNS = {
     "power-loss": Campaign("power_loss", "power-loss states", 100_000),
     "kills": Campaign("kills", "kills", 10_000),
     "hostile": Campaign("hostile", "hostile messages", 100_000),
+    "fuzz": Campaign("fuzzing", "fuzz executions", 10_000_000),
 }
 
 

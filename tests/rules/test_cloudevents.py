@@ -156,3 +156,9 @@ def test_structured_mode_is_known_by_its_media_type() -> None:
     assert is_structured("Application/CloudEvents+json; charset=utf-8")
     assert not is_structured("application/cloudevents-batch+json")
     assert not is_structured("application/json")
+
+
+def test_a_header_that_is_no_text_is_no_cloudevent() -> None:
+    """What a server decoded with surrogates is a `DecodeError`, as any other header that is no UTF-8."""
+    with pytest.raises(DecodeError, match="ce-source"):
+        from_http({"ce-specversion": "1.0", "ce-id": "1", "ce-source": "s\udcff", "ce-type": "a.b"}, b"{}")

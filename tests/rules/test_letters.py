@@ -89,6 +89,7 @@ def test_only_a_dead_letter_is_redriven() -> None:
         '{"failures":99999999999}',
         '{"failures":1,"counts":{"x":-5}}',
         '{"failures":1,"last_error":"' + "x" * 70_000 + '"}',
+        '{"failures":1,"last_error":"\ud800"}',
     ],
 )
 def test_a_failure_record_that_cannot_be_ours_counts_as_none(text: str) -> None:

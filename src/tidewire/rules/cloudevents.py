@@ -288,5 +288,5 @@ def _unescaped(name: str, value: str) -> str:
         value = re.sub(r"\\(.)", r"\1", value[1:-1])
     try:
         return unquote_to_bytes(value).decode("utf-8")
-    except UnicodeDecodeError:
+    except UnicodeError:  # bytes that are no UTF-8, or a header that is no text
         raise DecodeError(f"the header {name} is not percent-encoded UTF-8") from None

@@ -57,7 +57,7 @@ def failure_in(headers: Mapping[str, str]) -> Failure | None:
         return None
     try:
         failure = _decode_failure(text)
-    except (msgspec.MsgspecError, RecursionError):
+    except (msgspec.MsgspecError, RecursionError, UnicodeEncodeError):
         return None
     numbers = (failure.failures, failure.starts, *failure.counts.values())
     sound = all(0 <= number < 1 << 31 for number in numbers)
