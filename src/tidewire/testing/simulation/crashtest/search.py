@@ -179,7 +179,7 @@ class _Search:
             return _defect(
                 trial, entries, calm.entries, [Difference(place="trouble", row=trouble, expected=0, found=1)]
             )
-        if not differences(calm.snapshot, ended.snapshot, ignoring={}):
+        if not differences(calm.snapshot, ended.snapshot, ignoring=self._varying):
             return None
         # A run after it: whatever time has changed since the first one is different there, too.
         again = self._calm(trial.events)
