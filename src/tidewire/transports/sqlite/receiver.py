@@ -51,6 +51,7 @@ class SqliteReceiver:
         self._shared.file.check_usable()
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait.total_seconds()
+        appended = -1
         while True:
             if self.closed:
                 raise TransportClosed("this membership has ended")
@@ -66,11 +67,12 @@ class SqliteReceiver:
             if found or rest <= 0:
                 return found
             now = self._shared.clock.now_us()
-            if due is not None and due <= now and limit > 0:
+            if due is not None and due <= now and limit > 0 and due != appended:
+                appended = due  # what is due and cannot be handed out now (its lane is being revoked) is waited for
                 await self._shared.append_due()
                 self._hand_out.look_everywhere()
                 continue
-            pause = min(rest, _POLL, *([(due - now) / 1e6 + 0.0005] if due is not None else []))
+            pause = min(rest, _POLL, *([(due - now) / 1e6 + 0.0005] if due is not None and due > now else []))
             try:
                 async with asyncio.timeout(pause):
                     await self.woken.wait()
