@@ -52,8 +52,8 @@ def _ack_first() -> None:
         with self.file.writing():
             self._connection.execute("BEGIN IMMEDIATE")
             self.topics, self.subs = set(), set()
-            results = [entry.job(self._connection) for entry in batch]
-            self._loop.call_soon_threadsafe(writer._deliver, batch, results)
+            results = writer._run(self._connection, [entry.job for entry in batch])
+            self._loop.call_soon_threadsafe(writer._resolve, batch, results)
             time.sleep(0.02)  # long enough for the caller to believe it
             self._connection.execute("COMMIT")
 

@@ -53,6 +53,23 @@ def test_a_writer_that_cannot_go_on_tells_everybody(tmp_path: Path) -> None:
     run(path, test)
 
 
+def test_who_is_at_work_when_the_writer_ends_hears_of_it(tmp_path: Path) -> None:
+    """What goes wrong between the commit and the answer ends the writer: the callers of that commit do not wait on."""
+
+    def tell(topics: set[int], subs: set[int]) -> None:
+        raise RuntimeError("members cannot be told")
+
+    async def test(broker: SqliteTransport) -> None:
+        broker._shared.writer._tell = tell
+        async with asyncio.timeout(10):
+            ended = await asyncio.gather(
+                *(broker.publish([message(number)]) for number in range(3)), return_exceptions=True
+            )
+        assert [TransportRefused] * 3 == [type(error) for error in ended]
+
+    run(tmp_path / "broker.db", test)
+
+
 def test_a_lock_of_another_program_is_waited_for(tmp_path: Path) -> None:
     """A shell with an open transaction delays writers; the event loop and what it holds go on, nothing is lost."""
     path = tmp_path / "broker.db"

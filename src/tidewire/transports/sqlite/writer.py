@@ -61,6 +61,7 @@ class Writer:
         self._wake = wake
         self._loop = asyncio.get_running_loop()
         self._queue: deque[Entry] = deque()
+        self._at_work: Sequence[Entry] = ()
         self._bell = Bell()
         self._closing = False
         self._broken: TransportRefused | None = None
@@ -132,16 +133,18 @@ class Writer:
 
     def _fail_all(self) -> None:
         """On the event loop: give everybody who waits the error that ended the thread."""
-        while self._queue:
-            entry = self._queue.popleft()
+        left, self._at_work = [*self._at_work, *self._queue], ()
+        self._queue.clear()
+        for entry in left:
             if not entry.future.done():
                 entry.future.set_exception(self._broken or TransportClosed(f"{self.file.what} is closed"))
 
     def _run(self) -> None:
         while True:
-            batch = self._next_batch()
+            batch = self._at_work = self._next_batch()
             if batch:
                 self._commit(batch)
+            self._at_work = ()
             self._run_periodic()
             if self._closing and not self._queue:
                 break
