@@ -36,7 +36,7 @@ simulate: $(STAMPS)/dev ## many worlds of the simulation; goes on where it was s
 	.venv/bin/python -m tidewire.testing.simulation --seeds $(SEEDS) --start $(START) --summary docs/proof.md
 
 planted: $(STAMPS)/dev ## bugs on purpose, one at a time, and which check of the simulation finds each
-	.venv/bin/python scripts/planted.py
+	.venv/bin/python scripts/plants.py
 
 format: $(STAMPS)/dev ## write the sources in the house format
 	.venv/bin/ruff format src tests benchmarks examples conftest.py
