@@ -180,7 +180,7 @@ def test_where_a_handler_raised_is_shown(tmp_path: Path, start: Start) -> None:
     raised = dev.events("tidewire.dev.raised", "billing")[0]
     assert ("OSError", "the bank is closed", 1) == (raised["error_type"], raised["error"], raised["attempt"])
     assert "raise OSError('the bank is closed')" in raised["traceback"]
-    assert "charging 1" in [one["text"] for one in dev.events("output", "billing")]
+    dev.until(lambda: "charging 1" in [one["text"] for one in dev.events("output", "billing")], "what it prints")
     dev.until(lambda: dev.events("tidewire.consumer.retry"), "the retry")
 
 

@@ -1,7 +1,7 @@
 """A billing service as a process that tests stop, continue, end and starve: `DIRECTORY SECONDS-OF-WORK`.
 
-It says a line when it is ready, one when a handler begins and one when a handler has ended; it keeps its effects in
-`billing.db`.
+It says a line when its files are open, one when it hears signals and is about to receive, one when a handler begins
+and one when a handler has ended; it keeps its effects in `billing.db`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import resource
 import sqlite3
 import sys
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import closing, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -52,6 +52,11 @@ def say(line: str) -> None:
 def billing(seconds: float) -> Service:
     """Return the service, whose handler takes its time after its row is written."""
     service = Service("billing", concurrency=8)
+
+    @service.lifespan
+    async def up(service: Service) -> AsyncIterator[dict[str, Any]]:
+        say("up")
+        yield {}
 
     @service.on(OrderPlaced)
     async def charge(order: OrderPlaced, context: Context[Any]) -> PaymentTaken:
@@ -119,6 +124,13 @@ async def serve(directory: Path, seconds: float) -> None:
             await tx.execute("CREATE TABLE IF NOT EXISTS effect (name TEXT, attempt INTEGER)")
         say("open")
         await serve_until_signal(billing(seconds), transport=transport, store=store, options=OPTIONS)
+
+
+async def unsettled(directory: Path) -> int:
+    """Return how many orders the broker has still to hear of."""
+    async with open_sqlite_transport(directory / "broker.db") as transport:
+        stats = await transport.stats("shop.order", "billing")
+    return (stats.ready or 0) + (stats.in_flight or 0)
 
 
 def effects(directory: Path) -> list[tuple[str, int]]:

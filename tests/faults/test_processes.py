@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from process_world import LEASE, OPTIONS, effects, publish, rows
+from process_world import LEASE, OPTIONS, effects, publish, rows, unsettled
 
 from tidewire.errors import TransportUnavailable
 
@@ -151,7 +151,9 @@ def test_sigterm_at_any_time_spends_nothing(start: Start, tmp_path: Path) -> Non
         if len(effects(tmp_path)) == len(ids):
             break
     last = start(tmp_path, 0.0)
+    last.hears("up")
     until(lambda: len(effects(tmp_path)) >= len(ids), "it is not worked off")
+    until(lambda: not asyncio.run(unsettled(tmp_path)), "it is not settled")
     last.signal(signal.SIGTERM)
     assert 0 == last.ends(PATIENCE)
     once(tmp_path, ids)
