@@ -68,6 +68,7 @@ def test_a_death_at_any_point_breaks_nothing() -> None:
 FOUND = {
     (212, "memory"): "the timer of a held event outlived its membership and started a task in a finished group",
     (79, "memory"): "a batch of one that failed was called twice for one attempt",
+    (10052, "sqlite"): "what was released counted as unsettled until the answer came, and credit came back before",
     (10230, "sqlite"): "receive span, writing, while something due lay in a lane that was being revoked",
 }
 

@@ -254,13 +254,16 @@ class SimReceiver:
         """
         wire = self._wire
         await wire.to_broker()
-        for delivery in ack:  # given out of hand, whenever the broker has written it down
+        # Given out of hand: once the broker has written it down, it hands out more, maybe before we hear of it.
+        for delivery in (*ack, *(one.delivery for one in release)):
             self._out.pop(_name(delivery), None)
         settlements: Sequence[Settlement] = await self._inner.settle(ack=ack, release=release, move=move)
-        for one in settlements:
-            if one.status != "failed":
+        for place, one in enumerate(settlements):
+            if one.status == "failed":
+                continue
+            if place >= len(ack) + len(release):  # what was released may be out again by now
                 self._out.pop(_name(one.delivery), None)
-                self._settled(one)
+            self._settled(one)
         given_back = range(len(ack), len(ack) + len(release))
         wire.settled += sum(
             one.status == "settled" and place not in given_back for place, one in enumerate(settlements)
