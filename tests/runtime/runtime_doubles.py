@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
 import msgspec
+
+from tidewire.errors import AlreadyMarked, TransportUnavailable
 
 
 class DelayedCommits:
@@ -33,6 +37,28 @@ class DelayedCommits:
         return Proxy(unit, seal=delayed_seal)
 
 
+class MarksAtCommit:
+    """A real store that finds at each commit, not before, that another delivery of the event has taken effect."""
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def unit(self, guard: Any = None, *, label: str = "") -> Any:
+        unit = self._store.unit(guard, label=label)
+
+        async def conflict() -> None:
+            raise AlreadyMarked("it has already taken effect")
+
+        async def seal() -> Any:
+            await unit.rollback()
+            return conflict()
+
+        return Proxy(unit, seal=seal)
+
+
 class Proxy:
     """An object with some members replaced."""
 
@@ -41,6 +67,29 @@ class Proxy:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
+
+
+class SteersLate:
+    """A real transport that is away at the first `steer`; *asked* is what was drained, by call."""
+
+    def __init__(self, transport: Any) -> None:
+        self._transport = transport
+        self.asked: list[list[str]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    @asynccontextmanager
+    async def subscribe(self, subscription: Any) -> AsyncGenerator[Any]:
+        async with self._transport.subscribe(subscription) as receiver:
+
+            async def steer(*, drained: Sequence[str]) -> None:
+                self.asked.append(list(drained))
+                if len(self.asked) == 1:
+                    raise TransportUnavailable("it is away")
+                await receiver.steer(drained=drained)
+
+            yield Proxy(receiver, steer=steer)
 
 
 class DeafOnce:

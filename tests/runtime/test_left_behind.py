@@ -6,6 +6,7 @@ import asyncio
 from datetime import timedelta
 from typing import Any
 
+from runtime_doubles import MarksAtCommit
 from runtime_world import OrderPlaced, World
 
 from tidewire import Context, Retry, Service
@@ -51,6 +52,30 @@ def test_a_start_that_ended_with_the_effect_is_forgotten() -> None:
             await (await unit.seal())
             async with world.running(service):
                 await world.until(lambda: world.settled("shop.order", "billing"))
+            assert await store.attempts.get("billing", message.source, "e1") is None
+
+    asyncio.run(scenario())
+
+
+def test_a_start_whose_effect_another_delivery_had_is_forgotten() -> None:
+    """A commit that meets the mark of another delivery is an end like any other: the recorded start goes with it."""
+    service, started = Service("billing"), list[str]()
+
+    @service.on(OrderPlaced)
+    async def take(order: OrderPlaced) -> None:
+        started.append(order.order_id)
+
+    async def scenario() -> None:
+        async with open_memory_transport() as transport, open_memory_store() as store:
+            world = World(transport, MarksAtCommit(store))
+            await transport.provision([TopicSpec("shop.order", lanes=4)], [GroupSpec("billing", ["shop.order"])])
+            async with world.running(Service("shop"), store=False) as app:
+                await app.publisher.publish(OrderPlaced("1"), id="e1")
+            message = (await cut_off(world, "billing")).message
+            await store.attempts.begin("billing", message.source, "e1")
+            async with world.running(service):
+                await world.until(lambda: world.settled("shop.order", "billing"))
+            assert ["1"] == started
             assert await store.attempts.get("billing", message.source, "e1") is None
 
     asyncio.run(scenario())

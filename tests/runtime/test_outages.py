@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 from typing import Any
 
+import msgspec
 import pytest
-from runtime_doubles import Proxy
+from runtime_doubles import Proxy, SteersLate
 from runtime_world import Opened, OrderPlaced, World
 
 from tidewire import Service
@@ -59,3 +61,27 @@ def test_pauses_grow_while_nothing_can_be_committed(opened: Opened, caplog: pyte
     delays = [record["delay_s"] for record in paused]
     assert [0.05, 0.1, 0.2, 0.4] == [next(c for c in (0.05, 0.1, 0.2, 0.4, 0.8) if c <= d <= 2 * c) for d in delays]
     assert {FULL} == {record["detail"] for record in paused}
+
+
+def test_a_drained_lane_is_told_when_the_broker_is_back(opened: Opened) -> None:
+    """A broker that is away when lanes are drained hears of the same lanes again, well before their grace ends."""
+    service = Service("billing")
+
+    @service.on(OrderPlaced)
+    async def take(order: OrderPlaced) -> None:
+        pass
+
+    async def scenario() -> None:
+        async with opened() as world:
+            late = SteersLate(world.transport)
+            options = msgspec.structs.replace(world.options, grace=timedelta(minutes=1))
+            async with (
+                World(late, world.store, options).running(service),
+                World(world.transport, world.store, options).running(service),
+            ):
+                await world.until(lambda: len(late.asked) >= 2)
+            first, second = late.asked[:2]
+            assert first
+            assert set(first) <= set(second)
+
+    asyncio.run(scenario())

@@ -63,7 +63,7 @@ class Settler:
         self._acks: deque[Work] = deque()
         self._moves: deque[tuple[Work, Sequence[Message]]] = deque()
         self._releases: deque[Delivery] = deque()
-        self._drained: list[str] = []
+        self._drained: deque[str] = deque()
         self._to_confirm = asyncio.Event()
         self._to_settle = asyncio.Event()
         self._busy = False
@@ -112,11 +112,10 @@ class Settler:
             while queue:
                 work, durable = queue[0]
                 try:
-                    await durable
+                    with suppress(AlreadyMarked):  # another delivery of it took effect: it is as durable as ours
+                        await durable
                     if work.stored or work.held_row:
                         await self._finish(work)
-                except AlreadyMarked:
-                    self._confirmed(work)
                 except LaneFenced:
                     self._owner.fenced(work)
                 except (StoreUnavailable, StoreRefused, TransactionLost) as error:
@@ -186,8 +185,9 @@ class Settler:
             self._owner.settled((), gone)
         self._moves.extendleft(reversed(failed))
         if self._drained:
-            drained, self._drained = self._drained, []
-            await self._receiver.steer(drained=drained)
+            drained = list(self._drained)
+            await self._receiver.steer(drained=drained)  # a broker that is away hears of them when it is back
+            _drop(self._drained, len(drained))
         return not failed
 
     def _report(
