@@ -7,23 +7,44 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Awaitable, Callable
 from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from tidewire.errors import TransportRefused, TransportUnavailable
+from tidewire.errors import TransportClosed, TransportRefused, TransportUnavailable
 from tidewire.kit.mounts import file_system, is_network
 from tidewire.kit.sqlite_errors import old_version
-from tidewire.model import GroupSpec, Message, Topic, TopicSpec
+from tidewire.model import Delivery, GroupSpec, LaneEvent, Message, Subscription, Topic, TopicSpec
+from tidewire.protocols import Receiver
 from tidewire.transports.sqlite import SqliteTransport, open_sqlite_transport
+from tidewire.transports.sqlite.log import lane_of
+from tidewire.transports.sqlite.writer import _JOBS_MAX
 
 TOPIC = TopicSpec("shop.order", lanes=2)
 
 
-def message(number: int) -> Message:
-    return Message(Topic("shop.order"), f"id-{number}", "shop", "k", {}, b"{}")
+def message(number: int, *, key: str = "k") -> Message:
+    return Message(Topic("shop.order"), f"id-{number}", "shop", key, {}, b"{}")
+
+
+def member(name: str, *, prefetch: int = 256, grace: timedelta = timedelta(minutes=1)) -> Subscription:
+    return Subscription("billing", ["shop.order"], name, prefetch=prefetch, lease=timedelta(minutes=5), grace=grace)
+
+
+async def lane_events(receiver: Receiver, kind: str, count: int) -> list[str]:
+    """Return the first *count* lanes of which *receiver* is told *kind*."""
+    found: list[str] = []
+    async with asyncio.timeout(20):
+        while len(found) < count:
+            for item in await receiver.receive(0, timedelta(seconds=5)):
+                assert isinstance(item, LaneEvent)
+                if item.kind == kind:
+                    found.append(item.lane)
+    return sorted(found)
 
 
 def run(path: Path, test: Callable[[SqliteTransport], Awaitable[None]]) -> None:
@@ -367,3 +388,92 @@ def test_jobs_that_come_while_others_wait_for_company_do_no_harm(tmp_path: Path)
         run(tmp_path / "broker.db", test)
     finally:
         sys.setswitchinterval(interval)
+
+
+def test_a_lane_that_cannot_be_given_back_now_is_given_back_later(tmp_path: Path) -> None:
+    """A file that is locked while a drained lane is given back costs a wait: the next member gets the lane after it."""
+    path = tmp_path / "broker.db"
+
+    async def test(broker: SqliteTransport) -> None:
+        async with broker.subscribe(member("a")) as a:
+            await lane_events(a, "assigned", 2)
+            async with broker.subscribe(member("b")) as b:
+                (lane,) = await lane_events(a, "revoking", 1)
+                with closing(sqlite3.connect(path, isolation_level=None)) as other:
+                    other.execute("BEGIN IMMEDIATE")
+                    with pytest.raises(TransportUnavailable, match="locked by another program"):
+                        await a.steer(drained=[lane])
+                    other.execute("ROLLBACK")
+                await a.steer(drained=[lane])
+                assert [lane] == await lane_events(b, "assigned", 1)
+
+    run(path, test)
+
+
+def test_who_could_not_join_is_no_member(tmp_path: Path) -> None:
+    """A join that fails half-way leaves nobody behind who would keep a share of the lanes for ever."""
+    path = tmp_path / "broker.db"
+
+    async def test(broker: SqliteTransport) -> None:
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("CREATE TRIGGER no BEFORE UPDATE OF epoch ON cursor BEGIN SELECT RAISE(ABORT, 'no'); END")
+            with pytest.raises(TransportRefused, match="was refused a statement"):
+                async with broker.subscribe(member("a")):
+                    pass
+            other.execute("DROP TRIGGER no")
+            assert [] == other.execute("SELECT name FROM member").fetchall()
+        async with broker.subscribe(member("b")) as b:
+            assert ["shop.order/0", "shop.order/1"] == await lane_events(b, "assigned", 2)
+
+    run(path, test)
+
+
+def test_a_lane_taken_from_a_slow_member_is_lost_before_its_room_is_filled(tmp_path: Path) -> None:
+    """What is overdue is said to be lost first: a member never has more in hand than its prefetch."""
+    path = tmp_path / "broker.db"
+    ours, theirs = (next(key for key in "abcdefgh" if lane_of(key, "", 2) == lane) for lane in (0, 1))
+
+    async def test(broker: SqliteTransport) -> None:
+        async with broker.subscribe(member("a", prefetch=1, grace=timedelta(0))) as a:
+            await lane_events(a, "assigned", 2)
+            await broker.publish([message(1, key=theirs)])
+            assert 1 == len(await a.receive(10, timedelta(seconds=5)))
+            await broker.publish([message(2, key=ours)])
+            async with broker.subscribe(member("b")):
+                await lane_events(a, "revoking", 1)
+                with closing(sqlite3.connect(path, isolation_level=None)) as other:
+                    other.execute("BEGIN IMMEDIATE")  # giving back takes as long as this
+                    first, second = await a.receive(10, timedelta(seconds=10))
+                    other.execute("ROLLBACK")
+                assert isinstance(first, LaneEvent)
+                assert ("lost", "shop.order/1") == (first.kind, first.lane)
+                assert isinstance(second, Delivery)
+                assert "shop.order/0" == second.lane
+
+    run(path, test)
+
+
+def test_who_waits_for_room_when_the_broker_is_closed_is_told_so(tmp_path: Path) -> None:
+    """A close works off what is queued; what is not queued yet is refused and does not wait for a dead thread."""
+
+    async def test(broker: SqliteTransport) -> None:
+        writer = broker._shared.writer
+        begun, go_on = threading.Event(), threading.Event()
+
+        def hold(_: sqlite3.Connection) -> None:
+            begun.set()
+            go_on.wait()
+
+        async with asyncio.timeout(20):
+            held = asyncio.create_task(writer.submit(hold))
+            await asyncio.to_thread(begun.wait)
+            queued = [asyncio.create_task(writer.submit(lambda _: None)) for _ in range(_JOBS_MAX)]
+            late = asyncio.create_task(writer.submit(lambda _: None))
+            await asyncio.sleep(0)
+            go_on.set()
+            writer.close()  # blocks: who waits for room does not get to see any
+            with pytest.raises(TransportClosed, match="is closed"):
+                await late
+            assert [None] * (_JOBS_MAX + 1) == await asyncio.gather(held, *queued)
+
+    run(tmp_path / "broker.db", test)

@@ -31,8 +31,8 @@ async def joined(
     """Be a member of the group while the block lasts."""
     receiver = SqliteReceiver(shared, subscription, subs)
     membership = Membership(shared, receiver)
-    await membership.join()
     try:
+        await membership.join()
         async with asyncio.TaskGroup() as tasks:
             balancing = tasks.create_task(membership.balance())
             try:
@@ -194,9 +194,9 @@ class Membership:
                 self._receiver.woken.set()
             elif now > lane.deadline:
                 overdue.append(lane)
+        for lane in overdue:  # said first: what its events leave free is not handed out before that is known
+            self._receiver.lost(lane)
         await self._receiver.give_back(overdue, clean=False)
-        for lane in overdue:
-            self._receiver.events.append(LaneEvent("lost", lane.name, lane.epoch))
 
     async def _drop_lost(self) -> None:
         """Notice lanes that somebody else has taken, while we were paused beyond our lease."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Literal
 
-from tidewire.errors import TransportClosed
+from tidewire.errors import TransportClosed, TransportUnavailable
 from tidewire.model import Delivery, InboxChannel, LaneEvent, Move, Receipt, Release, Settlement, Subscription
 from tidewire.transports.sqlite.hand_out import HandOut
 from tidewire.transports.sqlite.lanes import Lane, Past, give_back, move_cursor
@@ -150,15 +150,23 @@ class SqliteReceiver:
             self.woken.set()
 
     async def give_back(self, lanes: Sequence[Lane], *, clean: bool = True) -> None:
-        """Give *lanes* back durably and let the others know; not *clean*: what is out may be running still."""
+        """Give *lanes* back durably and let the others know; not *clean*: what is out may be running still.
+
+        What cannot be given back now is ours still, and the lease is kept: it has to be given back later.
+        """
         if not lanes:
             return
         for lane in lanes:
             self.lanes.pop(lane.name, None)
         owner, now = self.subscription.member, self._shared.clock.now_us()
-        await self._shared.writer.submit(
-            lambda connection: give_back(connection, lanes, owner, clean=clean, now_us=now), vital=True
-        )
+        try:
+            await self._shared.writer.submit(
+                lambda connection: give_back(connection, lanes, owner, clean=clean, now_us=now), vital=True
+            )
+        except TransportUnavailable:
+            for lane in lanes:
+                self.lanes.setdefault(lane.name, lane)
+            raise
         await self._shared.tell_members(self.subscription.group)
 
     @property

@@ -91,10 +91,10 @@ class Writer:
             TransportClosed: after `close`, or in a forked child.
         """
         self.file.check_usable()
+        while len(self._queue) >= _JOBS_MAX and not self._closing:  # noqa: ASYNC110 - the thread knows no asyncio.Event
+            await asyncio.sleep(0.001)
         if self._closing:
             raise TransportClosed(f"{self.file.what} is closed")
-        while len(self._queue) >= _JOBS_MAX:  # noqa: ASYNC110 - the thread that empties it knows no asyncio.Event
-            await asyncio.sleep(0.001)
         future: asyncio.Future[T] = self._loop.create_future()
         self._queue.append(Entry(job, future, vital, patient, then))
         self._bell.ring()
@@ -116,6 +116,8 @@ class Writer:
             self._closing = True
             self._bell.ring()
             self._thread.join()
+            with suppress(RuntimeError):  # what came in that instant; the loop is closed: nobody waits any more
+                self._loop.call_soon_threadsafe(self._fail_all)
 
     # --- on the writer thread -----------------------------------------------------------------------------------
 
