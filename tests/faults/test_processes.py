@@ -21,6 +21,7 @@ import pytest
 from process_world import LEASE, OPTIONS, effects, publish, rows, unsettled
 
 from tidewire.errors import TransportUnavailable
+from tidewire.testing.transports.clients import wait_until_stopped
 
 SCRIPT = str(Path(__file__).parent / "process_world.py")
 PATIENCE = 30.0
@@ -100,6 +101,7 @@ def stop_outside_turns(process: Process, directory: Path) -> None:
     """Stop a process, where it holds nothing that all others need."""
     for _ in range(100):
         process.signal(signal.SIGSTOP)
+        wait_until_stopped(process.popen.pid)
         if turn_is_free(directory / "broker.db") and turn_is_free(directory / "billing.db"):
             return
         process.signal(signal.SIGCONT)

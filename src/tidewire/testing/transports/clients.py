@@ -16,6 +16,7 @@ import sys
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Literal, Protocol
 
 import msgspec
@@ -36,7 +37,7 @@ from tidewire.model import (
 )
 from tidewire.protocols import Receiver, Transport
 
-__all__ = ["Client", "forward", "serve", "spawn_client"]
+__all__ = ["Client", "forward", "serve", "spawn_client", "wait_until_stopped"]
 
 
 class Client(Receiver, Protocol):
@@ -224,6 +225,7 @@ class ProcessClient:
         """Send SIGSTOP, and where it hit the client with something in hand that all need, again a little later."""
         for _ in range(200):
             self._process.send_signal(signal.SIGSTOP)
+            wait_until_stopped(self._process.pid)
             if self._harmless is None or self._harmless():
                 return
             self.resume()
@@ -247,6 +249,22 @@ class ProcessClient:
         line = await self._process.stdout.readline()
         assert line, "the client's process has ended; its standard error says why"
         return _decode(line)
+
+
+def wait_until_stopped(process: int) -> None:
+    """Wait until every thread of a process that was sent SIGSTOP stands still; at once where there is no ``/proc``.
+
+    A thread that runs on another processor goes on for a moment, and may take a lock in it.
+    """
+    tasks = Path(f"/proc/{process}/task")
+    for _ in range(1_000):
+        try:
+            states = [(task / "stat").read_text().rpartition(")")[2].split()[0] for task in tasks.iterdir()]
+        except OSError:  # no such folder here, or a thread has ended meanwhile
+            states = ["?"] if tasks.exists() else []
+        if all(state in "TtZX" for state in states):
+            return
+        select.select([], [], [], 0.001)
 
 
 @asynccontextmanager
