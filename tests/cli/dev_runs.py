@@ -23,10 +23,11 @@ class Dev:
     def __init__(self, folder: Path, *arguments: str, environ: Mapping[str, str] | None = None) -> None:
         self.folder = folder
         self.told: list[dict[str, Any]] = []
+        usual = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
         self.process = subprocess.Popen(
             [*COMMAND, "dev", "--json", *arguments],
             cwd=folder,
-            env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **(environ or {})},
+            env={**usual, "PYTHONDONTWRITEBYTECODE": "1", **(environ or {})},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             stdin=subprocess.DEVNULL,

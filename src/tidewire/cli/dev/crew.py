@@ -131,7 +131,7 @@ class Crew:
         job = Job(target=member.found.target, settings=msgspec.to_builtins(member.settings), report=report)
         try:
             process = await self._pack.start(
-                [sys.executable, "-m", "tidewire.cli.dev.worker"],
+                [sys.executable, "-u", "-m", "tidewire.cli.dev.worker"],
                 said=msgspec.json.encode(job) + b"\n",
                 stdout=stdout,
                 stderr=stderr,
