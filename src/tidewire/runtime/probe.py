@@ -72,8 +72,8 @@ def _response(request: bytes, health: Callable[[], Mapping[str, Health]]) -> byt
     elif path == b"/livez":
         status = 200
     elif path == b"/readyz":
-        body = health()
-        status = 200 if all(one.ready for one in health().values()) else 503
+        body = subscriptions = health()
+        status = 200 if all(one.ready for one in subscriptions.values()) else 503
     else:
         status = 404
     content = msgspec.json.encode(body)
