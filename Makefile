@@ -14,11 +14,11 @@ START ?= 0
 STAMPS := .venv/stamps
 INSTALL := PYTHON="$(PYTHON)" scripts/install.sh
 
-.PHONY: help install demo test check simulate conformance format bench faults docs clean planted
+.PHONY: help install demo test check simulate conformance format bench faults docs clean planted services-up services-down
 
 help: ## show this list
 	@printf 'make TARGET, where TARGET is one of\n\n'
-	@sed -nE 's/^([a-z]+):[^#]*## (.*)$$/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)$$/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 	@printf '\nvariables: PYTHON=/path/to/python3.11  DEMO="--chaos --seconds 30"  TESTS="tests/cli -k run"  CAMPAIGN=power-loss SECONDS=600  SEEDS=1000 START=0\n'
 
 install: $(STAMPS)/dev ## make .venv with everything a developer needs; quick when it is there
@@ -52,6 +52,13 @@ bench: $(STAMPS)/test ## measure beside a native twin; writes build/bench.json
 
 faults: $(STAMPS)/test ## long fault tests: power loss, kill -9, hostile bytes; writes build/faults.json
 	.venv/bin/python tests/faults/campaign.py $(CAMPAIGN) --seconds $(SECONDS)
+
+services-up: $(STAMPS)/test ## start a private PostgreSQL for tests and benchmarks; writes build/services.env
+	@scripts/services.sh
+	@.venv/bin/python scripts/postgres_server.py up
+
+services-down: $(STAMPS)/test ## stop what services-up started
+	@.venv/bin/python scripts/postgres_server.py down
 
 docs: $(STAMPS)/docs ## the docs site, whole and offline, in build/site
 	rm -rf build/site .cache

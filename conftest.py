@@ -1,10 +1,20 @@
-"""What every test run prints at its end: what was *not* proven, counted, so that a skip is never silent."""
+"""What every test run prints at its end: what was *not* proven, counted, so that a skip is never silent.
+
+And the PostgreSQL that tests share: the one that TIDEWIRE_TEST_POSTGRESQL names, else a private one, which the first
+test that asks for it starts and the end of the run stops.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import os
 from collections import Counter
+from collections.abc import Iterator
+from urllib.parse import urlsplit
 
 import pytest
+from postgres_server import VARIABLE, NoServer, private_server
 
 # The shipped suites are not test files: pytest shows their assertions' values only if it is told before anybody
 # imports them, and the first to do so may be any test module.
@@ -29,3 +39,33 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def _reason(report: pytest.TestReport) -> str:
     detail = report.longrepr
     return str(detail[2] if isinstance(detail, tuple) else detail).removeprefix("Skipped: ")
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[str]:
+    """The URL of a PostgreSQL server, as its superuser; skips where none can be had."""
+    if given := os.environ.get(VARIABLE):
+        yield given
+        return
+    with contextlib.ExitStack() as stack:
+        try:
+            server = stack.enter_context(private_server())
+        except NoServer as error:
+            pytest.skip(f"not proven: needs a PostgreSQL server: {error}")
+        yield server.url
+
+
+_databases = itertools.count(1)
+
+
+@pytest.fixture
+def postgresql_url(postgresql_server: str) -> Iterator[str]:
+    """The URL of an empty database of the test's own; whoever is still connected at its end is cut off."""
+    import psycopg
+
+    name = f"test_{os.getpid()}_{next(_databases)}"
+    with psycopg.connect(postgresql_server, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE template0".encode())
+    yield urlsplit(postgresql_server)._replace(path=f"/{name}").geturl()
+    with psycopg.connect(postgresql_server, autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())

@@ -74,5 +74,8 @@ if [ "${#wanted[@]}" -gt 0 ]; then
         say "!!! ${wanted[*]} missing: some fault tests will be NOT PROVEN; apt-get install ${wanted[*]}"
     fi
 fi
+if [ "$extra" = test ] || [ "$extra" = dev ]; then
+    scripts/services.sh
+fi
 mkdir -p .venv/stamps
 touch ".venv/stamps/$extra"
