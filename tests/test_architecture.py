@@ -45,9 +45,10 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
 SEPARATE = frozenset({"transports", "stores", "registries", "middleware"})
 
 # Other people's packages, and where they may be imported; msgspec may be used everywhere.
-CLIENTS: dict[str, str] = {
+CLIENTS: dict[str, str | tuple[str, ...]] = {
     "cronsim": "tidewire.rules.recurrence",  # cron expressions, for whoever asks for tidewire[cron]
     "hypothesis": "tidewire.testing.codecs.",  # bodies nobody thought of, for whoever holds a codec to the suite
+    "psycopg": "tidewire.kit.handles.psycopg",  # a cursor of our own on a caller's connection
     "pytest": "tidewire.testing.",  # the plugin, which pytest loads, and suites whose cases skip and compare
     "starlette": "tidewire.cli.demo.",  # the shop takes orders over HTTP
     "uvicorn": "tidewire.cli.demo.",  # and serves them

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from tidewire.runtime.producer import Publisher, transaction
     from tidewire.runtime.serve import Options, Running, open_publisher, running
     from tidewire.runtime.service import Middleware, Service
+    from tidewire.runtime.sync_producer import SyncPublisher
 
 __all__ = [
     "ConfigurationError",
@@ -55,6 +56,7 @@ __all__ = [
     "Running",
     "Service",
     "SyncContext",
+    "SyncPublisher",
     "TidewireError",
     "domain_event",
     "event",
@@ -80,6 +82,7 @@ _HOMES = {
     "runtime.producer": "Publisher transaction",
     "runtime.serve": "Options Running open_publisher running",
     "runtime.service": "Middleware Service",
+    "runtime.sync_producer": "SyncPublisher",
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 

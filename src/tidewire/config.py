@@ -13,14 +13,18 @@ from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import unquote, urlsplit
 
 import msgspec
 
+from tidewire.clock import SystemClock
 from tidewire.errors import ConfigurationError, StoreRefused, TransportRefused
 from tidewire.protocols import BrokerLook, Clock, Store, StoreLook, Transport
 from tidewire.rules.findings import Section
+
+if TYPE_CHECKING:
+    from tidewire.runtime.sync_producer import SyncPublisher
 
 __all__ = [
     "Settings",
@@ -35,6 +39,7 @@ __all__ = [
     "open_transport",
     "settings_and_origins",
     "settings_from",
+    "sync_publisher",
 ]
 
 OpenTransport: TypeAlias = Callable[..., AbstractAsyncContextManager[Transport]]
@@ -187,6 +192,26 @@ def open_store(
     from tidewire.stores.sqlite import open_sqlite_store
 
     return open_sqlite_store(path, clock=clock, poll=poll)
+
+
+def sync_publisher(source: str, *, store: str, clock: Clock | None = None) -> SyncPublisher:
+    """Return what publishes from synchronous code into the outbox of the store at the URL *store*, which is not opened.
+
+    *source* is the CloudEvents source of what it publishes: the name of the service whose store it is. A service, or
+    a publisher that is opened with the same store, relays what it has written.
+
+    Raises:
+        ConfigurationError: not a URL of a store that other libraries can write into.
+    """
+    clock = clock or SystemClock()
+    if _scheme(store, "store") != "sqlite":
+        raise ConfigurationError(
+            f"store {masked(store)!r} has no transactions of other libraries", hint="use a store at sqlite:///…"
+        )
+    from tidewire.runtime.sync_producer import SyncPublisher
+    from tidewire.stores.sqlite.callers import SqliteSyncOutbox
+
+    return SyncPublisher(source, SqliteSyncOutbox(_path(store, "store"), clock))
 
 
 def examine_broker(url: str, section: Section, *, now_us: int, full: bool) -> bool:

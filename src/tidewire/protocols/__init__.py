@@ -10,7 +10,18 @@ from __future__ import annotations
 from tidewire.protocols.basics import Clock, Codec, Observer
 from tidewire.protocols.broker import Finder, Inspector, Ledger, Receiver, Transport
 from tidewire.protocols.looks import BrokerLook, StoreLook
-from tidewire.protocols.store import Attempts, Backlog, HeldKeys, Inbox, Lanes, Outbox, Store, Timetable, Unit
+from tidewire.protocols.store import (
+    Attempts,
+    Backlog,
+    HeldKeys,
+    Inbox,
+    Lanes,
+    Outbox,
+    Store,
+    SyncOutbox,
+    Timetable,
+    Unit,
+)
 
 __all__ = [
     "Attempts",
@@ -29,6 +40,7 @@ __all__ = [
     "Receiver",
     "Store",
     "StoreLook",
+    "SyncOutbox",
     "Timetable",
     "Transport",
     "Unit",

@@ -8,7 +8,18 @@ from typing import Any, Protocol
 
 from tidewire.model import Failure, Guard, Held, Mark, Message, Pending, Stuck
 
-__all__ = ["Attempts", "Backlog", "HeldKeys", "Inbox", "Lanes", "Outbox", "Store", "Timetable", "Unit"]
+__all__ = [
+    "Attempts",
+    "Backlog",
+    "HeldKeys",
+    "Inbox",
+    "Lanes",
+    "Outbox",
+    "Store",
+    "SyncOutbox",
+    "Timetable",
+    "Unit",
+]
 
 
 class Unit(Protocol):
@@ -106,6 +117,18 @@ class Outbox(Protocol):
 
     async def requeue(self, rows: Sequence[int]) -> int:
         """Let quarantined *rows* leave again, behind what is pending, in row order, and return how many there were."""
+        ...
+
+
+class SyncOutbox(Protocol):
+    """The outbox as synchronous code sees it. It opens nothing, so there is nothing to close."""
+
+    def put(self, tx: Any, messages: Sequence[Message]) -> None:
+        """Insert *messages* in the caller's transaction *tx*, of whatever library, in order.
+
+        Raises:
+            ConfigurationError: *tx* is not a transaction of this database; nothing was done with it.
+        """
         ...
 
 
@@ -227,7 +250,11 @@ class Store(Protocol):
         ...
 
     def adopt_tx(self, tx: Any) -> Unit | None:
-        """Return the unit that a caller's transaction handle belongs to, or None if it is not this store's."""
+        """Return the unit that a caller's transaction handle belongs to, or None if it is not this store's.
+
+        A transaction of another library (a SQLAlchemy session, a connection of asyncpg or psycopg) is a unit that can
+        be written into and that its caller ends. Whether it is to this database is asked by what writes into it.
+        """
         ...
 
     @property

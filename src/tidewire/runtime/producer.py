@@ -7,15 +7,14 @@ from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from typing import Any
 
-from tidewire.clock import microseconds
 from tidewire.errors import ConfigurationError, PublishRejected, PublishUnknown
+from tidewire.kit.handles import describe, sync_handle
 from tidewire.model import ZERO, Fact, Message, Receipt
 from tidewire.protocols import Store, Transport, Unit
-from tidewire.rules.cloudevents import check_event_id
-from tidewire.rules.events import definition_of
 from tidewire.rules.letters import topic_of
-from tidewire.rules.outgoing import NO_CAUSE, Cause, Stamp
+from tidewire.rules.outgoing import NO_CAUSE, Cause
 from tidewire.runtime.parts import Parts
+from tidewire.runtime.stamping import Stamping
 from tidewire.runtime.topology import Topology
 
 __all__ = ["Publisher", "transaction"]
@@ -36,15 +35,12 @@ class Publisher:
         store: Store | None,
         parts: Parts,
     ) -> None:
-        self._source = source
         self._transport = transport
         self._topology = topology
         self._store = store
-        self._codec_for = parts.codec_for
-        self._ids = parts.ids
+        self._stamping = Stamping(source, parts)
         self._clock = parts.clock
         self._observer = parts.observer
-        self._stamps: dict[type, Stamp] = {}
 
     async def publish(
         self,
@@ -59,7 +55,9 @@ class Publisher:
         """Publish one event and return its id.
 
         With *tx*, a transaction of the service's store, the event is an outbox row in it: it leaves if and only
-        if that commits. Without, it is on the broker (durable as the broker declares) when this returns.
+        if that commits. That is `transaction`'s, ``context.tx``, or the caller's own to the store's database: a
+        SQLAlchemy ``AsyncSession`` or ``AsyncConnection``, a connection of asyncpg, an ``AsyncConnection`` of psycopg.
+        Without, it is on the broker (durable as the broker declares) when this returns.
         *id* makes a repeat recognisable: publishing again with the same id is always right. *delay* or *at* keep
         the event back; *headers* are application headers and ``ce-`` extensions.
 
@@ -67,8 +65,8 @@ class Publisher:
             PublishRejected: certainly not stored; the reason is in the message.
             PublishUnknown: it may be stored; publish again with ``id=error.event_id``.
             TransportUnavailable: nothing was handed over.
-            ConfigurationError: not an event, a value that cannot travel, a *tx* of another database, or a delay
-                that this broker cannot keep without a store.
+            ConfigurationError: not an event, a value that cannot travel, a *tx* of another database or one that is
+                in no transaction, or a delay that this broker cannot keep without a store.
         """
         not_before = self.not_before(delay, at)
         message = self.message(event, event_id=id, not_before=not_before, headers=headers)
@@ -97,17 +95,7 @@ class Publisher:
         headers: Mapping[str, str] | None = None,
     ) -> Message:
         """Return the message that would carry *event*, without publishing it. Makes an id where none is given."""
-        stamp = self._stamps.get(type(event)) or self._stamp(type(event))
-        if event_id:
-            check_event_id(event_id)
-        return stamp.message(
-            event,
-            event_id=event_id or self._ids.event_id(),
-            now_us=self._clock.now_us(),
-            cause=cause,
-            not_before=not_before,
-            headers=headers,
-        )
+        return self._stamping.message(event, event_id=event_id, cause=cause, not_before=not_before, headers=headers)
 
     async def send(self, messages: Sequence[Message]) -> None:
         """Hand finished messages to the broker and return when all are stored.
@@ -141,12 +129,18 @@ class Publisher:
             ConfigurationError: it is not a transaction of this service's store.
         """
         unit = None if self._store is None else self._store.adopt_tx(tx)
-        if unit is None:
+        if unit is not None:
+            return unit
+        if self._store is not None and sync_handle(tx) is not None:
             raise ConfigurationError(
-                f"publish(tx=…): {type(tx).__name__} is not a transaction of this service's store",
-                hint="use `async with transaction(store) as tx`, or context.tx inside a handler",
+                f"publish(tx=…): a {describe(tx)} is not awaited, and would keep the event loop waiting",
+                hint="in synchronous code publish with tidewire.config.sync_publisher(…).publish(event, tx=…)",
             )
-        return unit
+        raise ConfigurationError(
+            f"publish(tx=…): {type(tx).__name__} is not a transaction of this service's store",
+            hint="use `async with transaction(store) as tx`, context.tx inside a handler, or a session or connection "
+            "of SQLAlchemy, asyncpg or psycopg to the store's database",
+        )
 
     def not_before(self, delay: timedelta, at: datetime | None) -> int | None:
         """Return when an event may leave, in microseconds since 1970, or None: at once.
@@ -154,26 +148,7 @@ class Publisher:
         Raises:
             ConfigurationError: a negative *delay*, an *at* without a time zone, or both.
         """
-        if at is not None and delay != ZERO:
-            raise ConfigurationError("publish takes delay=… or at=…, not both")
-        if at is not None:
-            try:
-                return microseconds(at)
-            except ValueError as error:
-                raise ConfigurationError(f"publish(at=…): {error}") from error
-        if delay < ZERO:
-            raise ConfigurationError(f"publish(delay=…) cannot be negative: {delay}")
-        return None if delay == ZERO else self._clock.now_us() + delay // timedelta(microseconds=1)
-
-    def _stamp(self, cls: type) -> Stamp:
-        definition = definition_of(cls)
-        if definition.kind == "domain":
-            raise ConfigurationError(
-                f"{cls.__qualname__} is a domain event: it stays inside its service",
-                hint="publish it with context.publish in a handler, or declare it with @event to send it out",
-            )
-        stamp = self._stamps[cls] = Stamp(definition, self._codec_for(cls), self._source)
-        return stamp
+        return self._stamping.not_before(delay, at)
 
 
 def published(message: Message, now_us: int) -> Fact:

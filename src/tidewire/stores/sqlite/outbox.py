@@ -12,26 +12,26 @@ import sqlite3
 from collections.abc import Sequence
 from datetime import timedelta
 from itertools import chain
-from typing import Any
 
 import msgspec
 
-from tidewire.model import Message, Pending, Stuck, Topic
+from tidewire.kit.handles import CallersUnit
+from tidewire.model import Message, Pending, Stuck
 from tidewire.protocols import Clock, Unit
+from tidewire.stores.sqlite.callers import put_in_callers
 from tidewire.stores.sqlite.reading import Reader
 from tidewire.stores.sqlite.records import NewUnit, durably
+from tidewire.stores.sqlite.rows import COLUMNS, leaving_row, message_of, topic_name
 from tidewire.stores.sqlite.turns import Leaving
 from tidewire.stores.sqlite.unit import SqliteUnit, own_unit
 
 __all__ = ["SqliteBacklog", "SqliteOutbox"]
 
 _encode = msgspec.json.Encoder().encode
-_decode_headers = msgspec.json.Decoder(dict[str, str]).decode
 _WINDOW_MAX = 8_192
 _PATIENT_ROWS = 256
-_COLUMNS = "id, source, aggregatetype, aggregateid, type, headers, payload"
 _TOGETHER = 32
-_INSERT = f"INSERT INTO tidewire_outbox ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)"
+_INSERT = f"INSERT INTO tidewire_outbox ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)"
 _INSERT_TOGETHER = _INSERT + ", (?, ?, ?, ?, ?, ?, ?)" * (_TOGETHER - 1)
 
 
@@ -49,9 +49,15 @@ class SqliteOutbox:
         self.window: dict[int, Message] = {}
 
     async def put(self, unit: Unit, messages: Sequence[Message]) -> None:
-        """Insert rows with the commit of *unit*, in order: all that commits together is written by one statement."""
+        """Insert rows with the commit of *unit*, in order: all that commits together is written by one statement.
+
+        In a caller's transaction, of another library, at once.
+        """
         now = self._clock.now_us()
-        own_unit(unit, self._reader.file).leave([_leaving(message, now) for message in messages])
+        if isinstance(unit, CallersUnit):
+            await put_in_callers(unit, messages, path=self._reader.file.path, now=now)
+            return
+        own_unit(unit, self._reader.file).leave([leaving_row(message, now) for message in messages])
 
     def write(self, connection: sqlite3.Connection, leaving: Sequence[Leaving]) -> None:
         """Insert what leaves with a transaction, and number what may leave now."""
@@ -71,7 +77,7 @@ class SqliteOutbox:
         later = [(*one.columns, one.due) for one in leaving if one.due is not None]
         if later:
             connection.executemany(
-                f"INSERT INTO tidewire_outbox_delayed ({_COLUMNS}, due) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", later
+                f"INSERT INTO tidewire_outbox_delayed ({COLUMNS}, due) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", later
             )
 
     def written(self, leaving: Sequence[Leaving]) -> None:
@@ -113,12 +119,12 @@ class SqliteOutbox:
         """Return quarantined rows."""
         with self._reader.reading() as read:
             rows = read(  # by row number
-                f"SELECT row, attempts, detail, at, {_COLUMNS} FROM tidewire_outbox_refused WHERE row > ? "
+                f"SELECT row, attempts, detail, at, {COLUMNS} FROM tidewire_outbox_refused WHERE row > ? "
                 "ORDER BY row LIMIT ?",
                 (after, limit),
             ).fetchall()
         return [
-            Stuck(row, _message(tuple(columns)), attempts, detail, at) for row, attempts, detail, at, *columns in rows
+            Stuck(row, message_of(tuple(columns)), attempts, detail, at) for row, attempts, detail, at, *columns in rows
         ]
 
     async def requeue(self, rows: Sequence[int]) -> int:
@@ -127,7 +133,7 @@ class SqliteOutbox:
 
         def move(unit: SqliteUnit) -> int:
             moved = unit.execute(
-                f"INSERT INTO tidewire_outbox ({_COLUMNS}) SELECT {_COLUMNS} FROM tidewire_outbox_refused "
+                f"INSERT INTO tidewire_outbox ({COLUMNS}) SELECT {COLUMNS} FROM tidewire_outbox_refused "
                 "WHERE row IN (SELECT value FROM json_each(?)) ORDER BY row",
                 (wanted,),
             )
@@ -254,8 +260,8 @@ class SqliteBacklog:
             for row, attempts in numbers:
                 message = window.get(row)
                 if message is None:
-                    columns = read(f"SELECT {_COLUMNS} FROM tidewire_outbox WHERE row = ?", (row,)).fetchone()
-                    message = _message(columns)
+                    columns = read(f"SELECT {COLUMNS} FROM tidewire_outbox WHERE row = ?", (row,)).fetchone()
+                    message = message_of(columns)
                 found.append(Pending(row, message, attempts))
         return found
 
@@ -271,7 +277,7 @@ class SqliteBacklog:
                 and read(  # tidewire_outbox_refused_key
                     "SELECT 1 FROM tidewire_outbox_refused WHERE aggregatetype = ? AND aggregateid = ? AND row < ? "
                     "LIMIT 1",
-                    (_topic(row.message), row.message.key, row.row),
+                    (topic_name(row.message), row.message.key, row.row),
                 ).fetchone()
                 is not None
             ]
@@ -283,8 +289,8 @@ class SqliteBacklog:
     def _quarantine(self, unit: SqliteUnit, rows: Sequence[int], detail: str) -> None:
         wanted = _encode(list(rows)).decode()
         unit.execute(
-            f"INSERT INTO tidewire_outbox_refused (row, {_COLUMNS}, attempts, detail, at) "
-            f"SELECT row, {_COLUMNS}, attempts, ?, ? FROM tidewire_outbox "
+            f"INSERT INTO tidewire_outbox_refused (row, {COLUMNS}, attempts, detail, at) "
+            f"SELECT row, {COLUMNS}, attempts, ?, ? FROM tidewire_outbox "
             "WHERE row IN (SELECT value FROM json_each(?))",
             (detail[:1_024], self._clock.now_us(), wanted),
         )
@@ -300,37 +306,11 @@ class SqliteBacklog:
 
         def append(unit: SqliteUnit) -> None:
             rows = unit.execute(  # tidewire_outbox_due
-                f"SELECT row, {_COLUMNS} FROM tidewire_outbox_delayed WHERE due <= ? ORDER BY due, row LIMIT 1000",
+                f"SELECT row, {COLUMNS} FROM tidewire_outbox_delayed WHERE due <= ? ORDER BY due, row LIMIT 1000",
                 (now,),
             ).fetchall()
             for row in rows:
-                unit.execute(f"INSERT INTO tidewire_outbox ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)", row[1:])
+                unit.execute(f"INSERT INTO tidewire_outbox ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)", row[1:])
                 unit.execute("DELETE FROM tidewire_outbox_delayed WHERE row = ?", (row[0],))
 
         await durably(self._new_unit, append)
-
-
-def _topic(message: Message) -> str:
-    if not isinstance(message.to, Topic):
-        raise TypeError(f"the outbox takes messages for topics, not for {message.to}")
-    return message.to.name
-
-
-def _leaving(message: Message, now: int) -> Leaving:
-    """Return the row of a message; the envelope is in the headers, the first five columns are for those who read the
-    table. What cannot be a row raises here, and not at the commit."""
-    headers = message.headers
-    texts = (message.id, message.source, _topic(message), message.key, headers.get("ce-type", ""))
-    joined = "".join((message.id, message.source, texts[2], message.key or "", *headers.values()))
-    if not joined.isascii():
-        joined.encode()
-    due = message.not_before
-    if due is not None and due.bit_length() > 63:
-        raise OverflowError(f"{message.id}: its time is beyond what a row can hold")
-    later = due if due is not None and due > now else None
-    return Leaving(message, (*texts, _encode(headers).decode(), message.body), later)
-
-
-def _message(row: tuple[Any, ...]) -> Message:
-    event_id, source, topic, key, _, headers, body = row
-    return Message(Topic(topic), event_id, source, key, _decode_headers(headers), body)

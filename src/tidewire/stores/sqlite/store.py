@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from tidewire.clock import SystemClock
+from tidewire.kit.handles import CallersUnit, async_handle
 from tidewire.kit.sqlite_file import SqliteFile, open_sqlite_file
 from tidewire.kit.threads import to_the_end
 from tidewire.model import Guard
-from tidewire.protocols import Clock
+from tidewire.protocols import Clock, Unit
 from tidewire.stores.sqlite.inbox import SqliteInbox
 from tidewire.stores.sqlite.outbox import SqliteBacklog, SqliteOutbox
 from tidewire.stores.sqlite.reading import Reader
@@ -60,11 +61,12 @@ class SqliteStore:
         """Commit what has begun; nothing can begin any more."""
         await self._turns.close()
 
-    def adopt_tx(self, tx: Any) -> SqliteUnit | None:
-        """Return the unit of a `SqliteTx` or `SyncSqliteTx` of this store."""
-        if isinstance(tx, (SqliteTx, SyncSqliteTx)) and tx.unit.turns is self._turns:
-            return tx.unit
-        return None
+    def adopt_tx(self, tx: Any) -> Unit | None:
+        """Return the unit of a `SqliteTx` or `SyncSqliteTx` of this store, or of another library's transaction."""
+        if isinstance(tx, (SqliteTx, SyncSqliteTx)):
+            return tx.unit if tx.unit.turns is self._turns else None
+        handle = async_handle(tx)
+        return None if handle is None else CallersUnit(tx, handle)
 
 
 @asynccontextmanager
