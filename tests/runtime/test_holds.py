@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from datetime import timedelta
 
 import msgspec
 from runtime_world import Opened, OrderPlaced
 
 from tidewire import Context, Options, Reject, Retry, Service
+from tidewire.clock import SystemClock
+from tidewire.model import Delivery, Message, Topic
 from tidewire.rules.letters import EDITED_FROM, discarded, redriven
+from tidewire.runtime.holds import Holds
+from tidewire.runtime.work import Work
+from tidewire.stores.memory.records import MemoryHeldKeys
+from tidewire.stores.memory.store import MemoryStore
 
 
 def test_what_follows_a_dead_letter_waits_with_it_and_is_redriven_in_order(opened: Opened) -> None:
@@ -194,5 +201,39 @@ def test_a_full_book_of_held_keys_is_relieved(opened: Opened) -> None:
             await world.until(lambda: "good" in seen, 15)
             mended.set()
             await world.until(lambda: len(seen) == 5, 15)
+
+    asyncio.run(scenario())
+
+
+class DistantKeys(MemoryHeldKeys):
+    """Held keys whose answer takes a while to arrive."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read, self.arrive = asyncio.Event(), asyncio.Event()
+
+    async def keys(self, group: str, topics: Sequence[str]) -> Sequence[tuple[str, str]]:
+        """Read at once; the answer arrives when it is told to."""
+        found = await super().keys(group, topics)
+        self.read.set()
+        await self.arrive.wait()
+        return found
+
+
+def test_a_key_that_is_noted_while_a_lane_is_taken_stays_held() -> None:
+    """What the store read before a key was noted does not make the process forget that key (seed 18 on SQLite)."""
+
+    async def scenario() -> None:
+        store = MemoryStore(SystemClock())
+        store.held = keys = DistantKeys()
+        holds = Holds(store, "billing", ["shop.order"])
+        message = Message(Topic("shop.order"), "1", "shop", "a", {}, b"{}")
+        work = Work(Delivery(message, "shop.order/0", 1, 1), ("shop.order/0", "a"))
+        loading = asyncio.ensure_future(holds.load())
+        await keys.read.wait()
+        await holds.note(work, "inbox", 1)
+        keys.arrive.set()
+        await loading
+        assert holds.holds(work)
 
     asyncio.run(scenario())

@@ -27,11 +27,17 @@ class Holds:
         self._group = group
         self._topics = topics
         self.keys: set[tuple[str, str]] = set()
+        self._noted: set[tuple[str, str]] = set()
 
     async def load(self) -> None:
-        """Learn which keys are held; done whenever a lane is taken, because its last owner may have added some."""
+        """Learn which keys are held; done whenever a lane is taken, because its last owner may have added some.
+
+        What is noted here while the store answers may be missing from its answer.
+        """
         if self._store is not None:
-            self.keys = set(await self._store.held.keys(self._group, self._topics))
+            self._noted.clear()
+            found = await self._store.held.keys(self._group, self._topics)
+            self.keys = self._noted.union(found)
 
     async def follow(self, work: Work) -> DeadLetter | Message | None:
         """Return where *work* must follow its key's head to, or None: it may run.
@@ -66,7 +72,9 @@ class Holds:
         """Write, durably, that *work* waits in *state*; from now on its key is held."""
         assert self._store is not None
         await self._store.held.put([self._row(work, state, due)])
-        self.keys.add((topic_of(work.delivery.message.to), work.delivery.message.key or ""))
+        held = (topic_of(work.delivery.message.to), work.delivery.message.key or "")
+        self.keys.add(held)
+        self._noted.add(held)
 
     async def free(self, work: Work) -> None:
         """Remove the row of *work*: it was handled."""
