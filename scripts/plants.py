@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "simulation"))
@@ -48,10 +49,10 @@ def hunted(plant: Plant, seeds: int, jobs: int) -> Totals:
     totals = Totals()
 
     def worlds() -> Iterator[World]:
-        for seed in [*plant.seeds, *range(seeds)]:
+        rare = [drawn_world(seed, ground="memory", size="large") for seed in plant.seeds]
+        for world in chain(rare, (drawn_world(seed, ground="memory") for seed in range(seeds))):
             if len(totals.failures) >= ENOUGH:
                 return
-            world = drawn_world(seed, ground="memory")
             yield msgspec.structs.replace(world, faults=msgspec.structs.replace(world.faults, clock_every=0.0))
 
     run_worlds(worlds(), totals.add, jobs=jobs, batch=3, run=planted_run(plant.plant), seconds_max=SECONDS_MAX)

@@ -11,8 +11,8 @@ __all__ = ["PLANTS", "Plant", "patch", "plant"]
 
 @dataclass(frozen=True)
 class Plant:
-    """One bug: its *name*, the *hazard* it stands for, and what *plant* changes; *seeds* are worlds that show a rare
-    one."""
+    """One bug: its *name*, the *hazard* it stands for, and what *plant* changes; *seeds* are large worlds that show a
+    rare one."""
 
     name: str
     hazard: str

@@ -78,6 +78,7 @@ ALSO_BAD: list[tuple[str, Sequence[Op]]] = [
             Op(f="lane", type="invoke", process="two", group="g", lane="l", epoch=1),
         ),
     ),
+    ("C12", (publish(), Op(f="stuck", group="web", event="a", detail="id_conflict"))),
     ("C16", (*GOOD, Op(f="timer", event="x"), Op(f="timer", event="x"))),
     ("C16", (*GOOD, Op(f="timer", type="invoke", event="x", due=5))),
     ("C18", (*GOOD, Op(f="heal", at=0, due=10))),
@@ -142,6 +143,16 @@ def test_what_is_allowed_passes(ops: Callable[[], Sequence[Op]]) -> None:
 def test_a_history_that_was_not_drained_has_lost_nothing() -> None:
     """Where a run was cut short, what is still on its way is not counted as lost."""
     assert [] == judge(History([BILLING], [publish()], complete=False))
+
+
+def test_a_quarantined_event_is_found_and_not_lost() -> None:
+    """An event in an outbox's quarantine is one finding with its reason, not a loss for each of its readers."""
+    ops = [publish(), Op(f="row", event="a", of="t", stream="s"), Op(f="stuck", group="web", event="a", detail="why")]
+    assert ["C12: web: a is in the quarantine of the outbox: why"] == [
+        str(found) for found in judge(History([BILLING], ops))
+    ]
+    lost = [*ops, publish(event="b")]
+    assert {"C1", "C2", "C12"} == checked(lost)
 
 
 def test_histories_travel_as_lines() -> None:

@@ -27,9 +27,9 @@ async def left_to_do(simulation: Simulation, ground: Ground) -> list[str]:
     return left
 
 
-async def until_quiet(left: Callable[[], Awaitable[Sequence[str]]]) -> None:
-    """Wait until there was nothing *left* to do at three looks in a row."""
+async def until_quiet(left: Callable[[], Awaitable[Sequence[str]]], *, every: float = 1.0) -> None:
+    """Wait until there was nothing *left* to do at three looks in a row, *every* so many seconds."""
     calm = 0
     while calm < _CALM:
-        await asyncio.sleep(1.0)
+        await asyncio.sleep(every)
         calm = 0 if await left() else calm + 1

@@ -29,7 +29,6 @@ from tidewire.testing.simulation.wires import SimTransport, Wire
 
 __all__ = ["Life", "Place", "Simulation"]
 
-_RESTART_MAX = 8.0
 _DOWN = (TransportUnavailable, StoreUnavailable, PublishUnknown)
 
 
@@ -141,7 +140,7 @@ class Simulation:
         self.history.add(Op(f="crash", at=self._at, process=process.name, group=place.group))
         process.kill()
         if process.name not in self.down:
-            self.restart_later(process.name, 0.1 + self.chance.random() * _RESTART_MAX)
+            self.restart_later(process.name, 0.1 + self.chance.random() * self.faults.restart_max)
 
     def _start_again(self, name: str) -> None:
         if self.lives[name].process.alive:  # a graceful stop takes its time
@@ -247,7 +246,7 @@ class Simulation:
         life = self._victim()
         if life is not None and self.places[life.process.name].forever:
             life.stopping.set()
-            self.restart_later(life.process.name, self.chance.random() * 20.0)
+            self.restart_later(life.process.name, self.chance.random() * self.faults.restart_max * 2.5)
 
     async def _storm_duplicate(self) -> None:
         if self.chance.random() < self.faults.duplicate * 5:

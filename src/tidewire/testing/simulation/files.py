@@ -54,8 +54,8 @@ class SqliteBook:
         await tx.fetchone("SELECT 1")
 
     async def write(self, tx: Any, row: Effect) -> None:
-        """Write a row."""
-        await tx.execute("INSERT INTO effect (number, row) VALUES (?, ?)", (row.number, _encode(row)))
+        """Write a row; the same row again is the same row."""
+        await tx.execute("INSERT OR REPLACE INTO effect (number, row) VALUES (?, ?)", (row.number, _encode(row)))
 
 
 class _Wakers:
@@ -183,6 +183,10 @@ class SqliteGround:
         """Return the counts of an outbox."""
         found = self._query(name, _OUTBOX)
         return (found[0][0] + found[0][1], found[0][2]) if found else (0, 0)
+
+    async def stuck(self, name: str) -> Sequence[tuple[bytes, str]]:
+        """Return what is quarantined."""
+        return self._query(name, "SELECT payload, detail FROM tidewire_outbox_refused ORDER BY row")
 
     def store(self, name: str) -> Any:
         """Return the path of a store's file."""

@@ -56,6 +56,10 @@ class Ground(Protocol):
         """Return how many rows of a store's outbox are pending, and quarantined."""
         ...
 
+    async def stuck(self, name: str) -> Sequence[tuple[bytes, str]]:
+        """Return body and reason of each quarantined row of a store's outbox."""
+        ...
+
     def store(self, name: str) -> Any:
         """Return a store, to look at."""
         ...
@@ -137,6 +141,10 @@ class MemoryGround:
     async def outbox(self, name: str) -> tuple[int, int]:
         """Return the counts of an outbox."""
         return await self._stores.database(name).outbox.count()
+
+    async def stuck(self, name: str) -> Sequence[tuple[bytes, str]]:
+        """Return what is quarantined."""
+        return [(one.message.body, one.detail) for one in await self._stores.database(name).outbox.stuck(limit=1_000)]
 
     def store(self, name: str) -> Any:
         """Return a store."""

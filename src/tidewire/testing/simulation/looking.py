@@ -15,7 +15,7 @@ from tidewire.testing.simulation.grounds import Ground
 from tidewire.testing.simulation.shop import Effect, Shop
 from tidewire.testing.simulation.worlds import GROUPS, World
 
-__all__ = ["Aftermath", "dead_channels", "uid_of"]
+__all__ = ["Aftermath", "dead_channels", "named", "uid_of"]
 
 
 class Aftermath:
@@ -86,6 +86,8 @@ class Aftermath:
         ]
         await self._look_at_marks(name, uids)
         self.history.add(Op(f="outbox", group=name, n=(await self.ground.outbox(name))[0]))
+        for body, detail in await self.ground.stuck(name):
+            self.history.add(Op(f="stuck", group=name, event=named(body, "a row nobody can read"), detail=detail))
 
     async def _look_at_marks(self, name: str, uids: dict[str, str]) -> None:
         for mark in await self.ground.marks(name):
@@ -116,7 +118,7 @@ class Aftermath:
         self.history.add(Op(f="publish", at=self.shop.at, event=uid, of=of, key=key, n=n, stream=stream))
 
     def _reminder(self, uid: str, row: Effect) -> None:
-        due = row.at + 6_999_000 if not self.world.faults.clock_every else 0
+        due = row.at + round(self.world.tuning.reminder * 1e6) - 1_000 if not self.world.faults.clock_every else 0
         self.history.add(Op(f="timer", type="invoke", at=row.at, group="mailer", event=uid, due=due))
 
 
@@ -127,8 +129,13 @@ async def dead_channels(inspector: Any) -> Sequence[DeadChannel]:
 
 def uid_of(message: Message) -> str:
     """Return the scenario's own identity of a message; its id where the body cannot be read."""
+    return named(message.body, message.id)
+
+
+def named(body: bytes, otherwise: str) -> str:
+    """Return the identity that is written in *body*, or *otherwise*."""
     try:
-        found = msgspec.json.decode(message.body)
+        found = msgspec.json.decode(body)
     except msgspec.DecodeError:
-        return message.id
-    return str(found.get("uid", message.id))
+        return otherwise
+    return str(found.get("uid", otherwise))

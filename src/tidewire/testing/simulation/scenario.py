@@ -75,6 +75,7 @@ class _Run:
         self.simulation: Any = None
         self.points_stormy = 0
         self.progress: dict[str, int] = {}
+        self.places: dict[str, int] = {}
         self.ids = SimIds(random.Random(f"ids {world.seed}"))
         self.clock = SimClock(loop)
 
@@ -142,7 +143,7 @@ class _Run:
             grace=timedelta(seconds=world.grace * chance.choice([0.5, 1.0, 1.0])),
             max_hold=timedelta(seconds=world.max_hold * chance.choice([0.2, 1.0, 1.0])),
             stuck_after=timedelta(seconds=chance.choice([20.0, 60.0])),
-            relay_lease=timedelta(seconds=chance.choice([1.0, 5.0])),
+            relay_lease=timedelta(seconds=world.relay_lease or chance.choice([1.0, 5.0])),
             lanes=world.lanes,
             relay=True,
         )
@@ -197,14 +198,18 @@ class _Run:
                 return
 
     async def _publish_in_outbox(self, life: Life, number: int) -> None:
-        """Write a row and its event in one transaction; one in four is rolled back."""
+        """Write a row and its event in one transaction; one in four is rolled back.
+
+        A client that does not know whether its commit was made asks again for the very same: its place among the
+        orders of its key is drawn once.
+        """
         assert life.app is not None
         draft = order = self._order(life, number, way="o", n=number)
         give_up = self.shop.fate_of(draft.uid + "?") != "fine" and number % 8 == 7
         try:
             async with transaction(life.store) as tx:
                 await self.ground.book.begin(tx)
-                order = msgspec.structs.replace(draft, n=self.shop.number())
+                order = msgspec.structs.replace(draft, n=self.places.setdefault(draft.uid, self.shop.number()))
                 self._note(order, "invoke")
                 await self.shop.think()
                 await life.app.publisher.publish(order, id=order.uid, tx=tx)
@@ -243,11 +248,11 @@ class _Run:
 
     # --- operators --------------------------------------------------------------------------------------------
 
-    async def _operator(self, work: Any) -> None:
+    async def _operator(self, work: Any, *, store: str = "") -> None:
         """Let an operator do something in a process of its own, which may die of it."""
         name = f"operator-{self.shop.number()}"
         life = self.simulation.start(
-            Place(name=name, group="operator", work=work, options=self._options, forever=False)
+            Place(name=name, group="operator", store=store, work=work, options=self._options, forever=False)
         )
         self.simulation.down.add(name)  # nobody starts it again
         if self.world.faults.crash_every and self.simulation.weather.on and self.loop.chance.random() < 0.5:
@@ -260,7 +265,7 @@ class _Run:
 
     async def _operate(self) -> None:
         while self.simulation.weather.on:
-            await asyncio.sleep(self.loop.chance.expovariate(1.0 / 12.0))
+            await asyncio.sleep(self.loop.chance.expovariate(1.0 / self.world.operate_every))
             await self._operator(self._redrive_some)
 
     async def _redrive_some(self, life: Life) -> None:
@@ -317,6 +322,7 @@ class _Run:
         try:
             async with asyncio.timeout(self._patience):
                 await self._until_quiet()
+                await self._requeue()
                 for _ in range(12):
                     if not await self._mended():
                         break
@@ -333,9 +339,20 @@ class _Run:
                 await self.simulation.stop(name)
         self.violations += await look.look(self.simulation)
 
+    async def _requeue(self) -> None:
+        """Let an operator of each store try again what the broker has refused."""
+
+        async def work(life: Life) -> None:
+            await life.store.outbox.requeue([one.row for one in await life.store.outbox.stuck(limit=1_000)])
+
+        for name in ("web", *GROUPS):
+            if (await self.ground.outbox(name))[1]:
+                await self._operator(work, store=name)
+                await self._until_quiet()
+
     async def _until_quiet(self) -> None:
         """Wait until every publisher is done, every outbox empty, and every group has nothing left to do."""
-        await until_quiet(self._what_is_left)
+        await until_quiet(self._what_is_left, every=self.world.look_every)
 
     async def _what_is_left(self) -> list[str]:
         behind = [

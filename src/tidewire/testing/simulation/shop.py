@@ -136,6 +136,8 @@ class Tuning(msgspec.Struct, frozen=True, kw_only=True):
     mailer_store: bool = True
     think: float = 0.05
     recurring: bool = False
+    reminder: float = 7.0
+    tally: float = 10.0
 
 
 class _Rule(msgspec.Struct, frozen=True):
@@ -233,8 +235,8 @@ class Shop:
             await context.publish(LedgerChanged(order.uid))
             returned = [msgspec.structs.replace(payment, n=row.number)]
             if len(out) > 1:
-                await context.publish(out[1], delay=timedelta(seconds=7))
-                self._timer(out[1].uid, 7.0)
+                await context.publish(out[1], delay=timedelta(seconds=self.tuning.reminder))
+                self._timer(out[1].uid, self.tuning.reminder)
             return returned
 
         @service.on(OrderPlaced, **options)
@@ -247,7 +249,7 @@ class Shop:
 
         if self.tuning.recurring:
 
-            @service.recur(Every(timedelta(seconds=10)), missed="all")
+            @service.recur(Every(timedelta(seconds=self.tuning.tally)), missed="all")
             async def tally(due: datetime, context: Context[Any]) -> None:
                 name = str(microseconds(due))
                 await self._write(context, Effect(number=0, handler="tally", uid=name, event_id=name))

@@ -20,6 +20,7 @@ class Faults(msgspec.Struct, frozen=True, kw_only=True):
     for all. *refused*: the share of broker calls that fail before anything is handed over; *lost_reply*: that succeed
     and do not say so. *store_down*: the share of store calls that fail. *duplicate*: the share of messages that the
     broker hands out twice. *latency*: the mean wait of a call that waits at all. *stop_every*: a graceful stop.
+    *restart_max*: what died is started again within so many seconds.
     """
 
     crash_every: float = 0.0
@@ -37,13 +38,36 @@ class Faults(msgspec.Struct, frozen=True, kw_only=True):
     store_down: float = 0.0
     duplicate: float = 0.0
     latency: float = 0.01
+    restart_max: float = 8.0
     interleaving: Interleaving = "shuffled"
 
     @property
     def any(self) -> bool:
         """Whether anything can go wrong at all."""
-        quiet = Faults(latency=self.latency, interleaving=self.interleaving, pause_max=self.pause_max)
-        return self != msgspec.structs.replace(quiet, clock_max=self.clock_max)
+        quiet = Faults(
+            latency=self.latency,
+            interleaving=self.interleaving,
+            pause_max=self.pause_max,
+            clock_max=self.clock_max,
+            restart_max=self.restart_max,
+        )
+        return self != quiet
+
+    def paced(self, pace: float) -> Faults:
+        """Return the same faults, which come *pace* times as often and last as much shorter."""
+        return msgspec.structs.replace(
+            self,
+            crash_every=self.crash_every / pace,
+            pause_every=self.pause_every / pace,
+            pause_max=self.pause_max / pace,
+            cut_every=self.cut_every / pace,
+            clock_every=self.clock_every / pace,
+            clock_max=self.clock_max / pace,
+            slow_every=self.slow_every / pace,
+            outage_every=self.outage_every / pace,
+            stop_every=self.stop_every / pace,
+            restart_max=self.restart_max / pace,
+        )
 
     @classmethod
     def drawn(cls, chance: random.Random) -> Faults:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import Literal
 
 import msgspec
 
@@ -11,7 +12,9 @@ from tidewire.testing.simulation.checkers import Violation
 from tidewire.testing.simulation.shop import Tuning
 from tidewire.testing.simulation.weather import Faults
 
-__all__ = ["GROUPS", "Report", "World", "drawn_world"]
+__all__ = ["GROUPS", "Report", "Size", "World", "drawn_world"]
+
+Size = Literal["small", "medium", "large"]
 
 GROUPS = ("billing", "shipping", "mailer")
 """The groups of the scenario."""
@@ -21,7 +24,8 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that is decided about one world before it begins; equal worlds run alike, step by step.
 
     *ground*: which broker and which stores. *orders*: how many by each publisher; *publishers*, *copies*: processes.
-    *seconds*: how long faults last. *settings* are those of the runs.
+    *seconds*: how long faults last; *look_every*: how often it is looked whether all is done. *relay_lease*: 0 draws
+    one for each life. *operate_every*: how often an operator comes.
     """
 
     seed: int
@@ -39,6 +43,9 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
     dedup: bool = True
     operators: bool = True
     replays: bool = False
+    relay_lease: float = 0.0
+    look_every: float = 1.0
+    operate_every: float = 12.0
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,14 +66,62 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     counts: dict[str, int] = {}
 
 
-def drawn_world(seed: int, *, ground: str = "") -> World:
-    """Draw the world of *seed*: a quarter has no faults, the rest a mixture; bounds are small, so that they are met."""
+def drawn_world(seed: int, *, ground: str = "", size: Size | None = None) -> World:
+    """Draw the world of *seed*: a quarter has no faults, the rest a mixture; bounds are small, so that they are met.
+
+    Most worlds are *small*, few are *large*: a bug shows in few events, and many small worlds see more orders of steps
+    than few large ones.
+    """
+    large = _large_world(seed, ground or _ground_of(seed))
+    chance = random.Random(f"size {seed}")
+    number = chance.randrange(20)
+    drawn: Size = "small" if number < 15 else "medium" if number < 19 else "large"
+    match size or drawn:
+        case "large":
+            return large
+        case "medium":
+            return _shrunk(large, chance, pace=2.0, seconds=(6.0, 12.0), orders=(4, 8))
+        case "small":
+            return _shrunk(large, chance, pace=5.0, seconds=(2.0, 5.0), orders=(4, 6))
+
+
+def _shrunk(
+    world: World, chance: random.Random, *, pace: float, seconds: tuple[float, ...], orders: tuple[int, ...]
+) -> World:
+    """Return *world* with less in it, and all of it sooner: faults and delays come *pace* times as fast."""
+    pick = chance.choice
+    tuning, faults = world.tuning, world.faults
+    return msgspec.structs.replace(
+        world,
+        faults=msgspec.structs.replace(faults.paced(pace), clock_max=min(faults.clock_max / pace, 8.0 * max(seconds))),
+        tuning=msgspec.structs.replace(
+            tuning,
+            first_delay=tuning.first_delay / pace,
+            timeout=tuning.timeout / pace,
+            batch_wait=tuning.batch_wait / pace,
+            think=max(1e-6, tuning.think / pace),
+            reminder=7.0 / pace,
+            tally=10.0 / pace,
+        ),
+        orders=pick(orders),
+        publishers=pick([1, 1, 2]),
+        seconds=pick(seconds),
+        lease=world.lease / pace,
+        grace=world.grace / pace,
+        max_hold=world.max_hold / pace,
+        relay_lease=pick([1.0, 2.0, 5.0]),
+        look_every=0.5,
+        operate_every=max(seconds) / 2,
+    )
+
+
+def _large_world(seed: int, ground: str) -> World:
     chance = random.Random(f"tidewire {seed}")
     pick = chance.choice
     faults = Faults.drawn(chance)
     return World(
         seed=seed,
-        ground=ground or _ground_of(seed),
+        ground=ground,
         faults=faults,
         tuning=Tuning(
             attempts=pick([1, 2, 3, 4]),
@@ -99,4 +154,4 @@ def _ground_of(seed: int) -> str:
     return chance.choice(_GROUNDS)
 
 
-_GROUNDS = ("memory", "memory", "memory", "sqlite")
+_GROUNDS = (*("memory",) * 7, "sqlite")

@@ -58,9 +58,11 @@ def conserved(history: History) -> Iterator[Violation]:
     if not history.complete:
         return
     places = _places(history)
+    stuck = {op.event for op in history.of("stuck")}
     wanted: dict[tuple[str, str], list[str]] = {}
     for op, one in _expected(history):
-        wanted.setdefault((one.group, op.event), []).append(one.handler)
+        if op.event not in stuck:
+            wanted.setdefault((one.group, op.event), []).append(one.handler)
     for (group, event), handlers in wanted.items():
         took_effect = [handler for handler in handlers if "effect" in places.get((group, handler, event), ())]
         gone = places.get((group, "", event), [])
@@ -78,7 +80,10 @@ def lost(history: History) -> Iterator[Violation]:
     if not history.complete:
         return
     places = _places(history)
+    stuck = {op.event for op in history.of("stuck")}
     for op, one in _expected(history):
+        if op.event in stuck:
+            continue
         if (one.group, one.handler, op.event) not in places and (one.group, "", op.event) not in places:
             yield Violation("C2", f"{op.event} ({op.of}) is lost for {one.group}.{one.handler}")
 
@@ -120,11 +125,12 @@ def rows(history: History) -> Iterator[Violation]:
     found = {op.event: op for op in history.of("row", "ok")}
     streams = {op.stream for op in found.values()} | {op.stream for op in history.of("row", "invoke")}
     seen = {op.event for op in history.of("effect", "ok")} | {op.event for op in history.of("dead", "ok")}
+    stuck = {op.event for op in history.of("stuck")}
     published = _Published(history)
     if history.complete:
         audiences = history.audiences()
         for event, op in found.items():
-            if audiences.get(op.of) and event not in seen and event not in published.open:
+            if audiences.get(op.of) and event not in seen | stuck | published.open.keys():
                 gone = {one.event for one in history.of("discard")} | {one.event for one in history.of("expire")}
                 if event not in gone:
                     yield Violation("C6", f"the row of {event} is there, its event never came")

@@ -15,7 +15,7 @@ __all__ = ["Audience", "F", "History", "Op", "Violation"]
 
 F: TypeAlias = Literal[
     "publish", "attempt", "effect", "mark", "row", "adopt", "lane", "settle", "commit", "dead", "discard", "expire",
-    "timer", "saga", "bound", "fact", "outbox", "health", "heal", "drained", "crash",
+    "timer", "saga", "bound", "fact", "outbox", "stuck", "health", "heal", "drained", "crash",
 ]  # fmt: skip
 
 
@@ -32,6 +32,7 @@ class Op(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     ``timer``: ``invoke`` set for *due*, ``ok`` it went off.
     ``saga``: ``invoke`` begun, *detail* its state. ``bound``: *n* of at most *due*. ``fact``: *detail* its kind, *n*
     how many; ``invoke`` as the history has it, ``ok`` as the observer heard it. ``outbox``: *n* pending at the end.
+    ``stuck``: an event in an outbox's quarantine at the end, where a person finds it.
     ``health``: *detail* ``ready`` or ``not ready``, *n* microseconds for which the process had been deaf.
     ``heal``: faults ended, *due* is the longest the rest may take; ``drained``. ``crash``: a life ended.
     """

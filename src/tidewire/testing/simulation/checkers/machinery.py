@@ -102,12 +102,14 @@ def marked(history: History) -> Iterator[Violation]:
 
 
 def outbox_empty(history: History) -> Iterator[Violation]:
-    """C12: after the drain every outbox is empty."""
+    """C12: after the drain every outbox is empty, and nothing is left in its quarantine."""
     for op in history.of("outbox"):
         if op.n > 0 and history.complete:
             yield Violation(
                 "C12", f"{op.group}: {op.n} rows are left in the outbox{f' ({op.detail})' * bool(op.detail)}"
             )
+    for op in history.of("stuck"):
+        yield Violation("C12", f"{op.group}: {op.event} is in the quarantine of the outbox: {op.detail}")
 
 
 def exclusive(history: History) -> Iterator[Violation]:
