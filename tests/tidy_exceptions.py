@@ -23,7 +23,7 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     ("positional", "src/tidewire/protocols/"): "group, source, event id is one key, said in its one order",
     ("positional", "src/tidewire/stores/"): "as the seams: group, source, event id is one key",
     ("positional", "src/tidewire/transports/memory/"): "as the seams: topic and group name one thing",
-    ("positional", "src/tidewire/transports/sqlite/"): "rows are named by (sub, lane) and written on a connection",
+    ("positional", "src/tidewire/kit/sqllog/"): "rows are named by (sub, lane) and written on a connection",
     ("positional", "src/tidewire/operations/"): "where one acts, whose it is, which ones: said in that order",
     ("positional", "src/tidewire/kit/sqlite_errors.py"): "error, place, classes: the table's row",
     ("positional", "src/tidewire/rules/outgoing.py"): "source, id, handler, ordinal are the cause's one name",
@@ -38,7 +38,7 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     ("positional", "src/tidewire/testing/transports/clients.py"): "a command and its operands",
     # A decorator's options are the user's words; a lane is a row.
     ("parameters", "src/tidewire/runtime/service.py::Service.on"): "one keyword per promise a handler can ask for",
-    ("parameters", "src/tidewire/transports/sqlite/lanes.py"): "the columns of a lane",
+    ("parameters", "src/tidewire/kit/sqllog/lanes.py"): "the columns of a lane",
     # Typing holes.
     ("typing", "src/tidewire/protocols/"): "events and native handles are the user's own types",
     ("typing", "src/tidewire/__init__.py"): "a module's __getattr__ returns whatever the name is",
@@ -50,6 +50,7 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     ("typing", "src/tidewire/rules/cloudevents.py"): "a JSON document",
     ("typing", "src/tidewire/codecs/"): "values of the user's own types",
     ("typing", "src/tidewire/stores/"): "SQL parameters, rows and native handles",
+    ("typing", "src/tidewire/kit/sqllog/"): "SQL parameters and rows",
     ("typing", "src/tidewire/transports/sqlite/"): "SQL parameters and rows",
     ("typing", "src/tidewire/config.py"): "difflib's stub wants a list of texts; an entry point is whatever it names",
     (
@@ -95,5 +96,6 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     ("broad except", "src/tidewire/runtime/producer.py"): "rolls back and rises",
     ("broad except", "src/tidewire/stores/sqlite/"): "gives the turn back or rolls back, and rises",
     ("broad except", "src/tidewire/kit/sqlite_file.py"): "closes or rolls back, and rises",
-    ("broad except", "src/tidewire/transports/sqlite/"): "rolls back; every job's future hears of its error",
+    ("broad except", "src/tidewire/kit/sqllog/"): "every job's future hears of its error; what was taken is put back",
+    ("broad except", "src/tidewire/transports/sqlite/"): "rolls back, and rises",
 }

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 from tidewire.kit import sqlite_file
+from tidewire.kit.sqllog import receiver, writer
+from tidewire.kit.sqllog.home import Connection
 from tidewire.stores.sqlite.inbox import SqliteInbox
-from tidewire.transports.sqlite import receiver, writer
 
 
 def _after_settings(statement: str) -> Callable[[], None]:
@@ -36,7 +37,7 @@ def _settle_in_two() -> None:
     """A move is two transactions: the delivery is settled, then its messages are stored."""
     move_cursor = receiver.move_cursor
 
-    def planted(connection: sqlite3.Connection, *arguments: Any) -> bool:
+    def planted(connection: Connection, *arguments: Any) -> bool:
         moved = move_cursor(connection, *arguments)
         connection.execute("COMMIT")
         connection.execute("BEGIN IMMEDIATE")
@@ -49,13 +50,13 @@ def _ack_first() -> None:
     """The writer answers, and only then commits."""
 
     def planted(self: Any, batch: Any) -> None:
-        with self.file.writing():
-            self._connection.execute("BEGIN IMMEDIATE")
+        def early(connection: Any) -> None:
             self.topics, self.subs = set(), set()
-            results = writer._run(self._connection, [entry.job for entry in batch])
+            results = writer._run(connection, [entry.job for entry in batch])
             self._loop.call_soon_threadsafe(writer._resolve, batch, results)
             time.sleep(0.02)  # long enough for the caller to believe it
-            self._connection.execute("COMMIT")
+
+        self._home.write(early)
 
     writer.Writer._commit = planted  # type: ignore[method-assign]
 

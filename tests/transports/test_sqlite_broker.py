@@ -18,11 +18,11 @@ import pytest
 from tidewire.errors import TransportClosed, TransportRefused, TransportUnavailable
 from tidewire.kit.mounts import file_system, is_network
 from tidewire.kit.sqlite_errors import old_version
+from tidewire.kit.sqllog.log import lane_of
+from tidewire.kit.sqllog.writer import _JOBS_MAX
 from tidewire.model import Delivery, GroupSpec, LaneEvent, Message, Subscription, Topic, TopicSpec
 from tidewire.protocols import Receiver
 from tidewire.transports.sqlite import SqliteTransport, open_sqlite_transport
-from tidewire.transports.sqlite.log import lane_of
-from tidewire.transports.sqlite.writer import _JOBS_MAX
 
 TOPIC = TopicSpec("shop.order", lanes=2)
 

@@ -34,7 +34,7 @@ from tidewire.testing.simulation.hosts import BrokerHost, StoreHost
 from tidewire.testing.simulation.loop import Process, SimLoop, current_process
 from tidewire.testing.simulation.shop import Book, Effect
 from tidewire.testing.simulation.strands import Blocked, Threading
-from tidewire.transports.sqlite import open_sqlite_transport, shared
+from tidewire.transports.sqlite import home, open_sqlite_transport
 
 __all__ = ["SqliteGround"]
 
@@ -251,8 +251,8 @@ def _install(loop: SimLoop) -> None:
             vars(module)["threading"] = threads
     files._connect = connect
     files.WriteTurn = turn
-    sharing: Any = shared
-    sharing.Waker = _Wakers(loop).open
+    housing: Any = home
+    housing.Waker = _Wakers(loop).open
 
 
 class _Turn(flock.WriteTurn):

@@ -9,9 +9,9 @@ from functools import partial
 from pathlib import Path
 
 from tidewire.kit.sqlite_file import look_into
+from tidewire.kit.sqllog.counting import describe_topics
+from tidewire.kit.sqllog.provisioning import differences
 from tidewire.model import Capabilities, Change, GroupSpec, TopicInfo, TopicSpec
-from tidewire.transports.sqlite.counting import describe_topics
-from tidewire.transports.sqlite.provisioning import differences
 from tidewire.transports.sqlite.schema import BROKER
 from tidewire.transports.sqlite.transport import CAPABILITIES
 
@@ -32,7 +32,7 @@ class SqliteBrokerLook:
         """Compare with what is in the file."""
 
         def read(connection: sqlite3.Connection) -> Sequence[Change]:
-            return differences(connection.execute, topics, groups)
+            return differences(connection, topics, groups)
 
         return await asyncio.to_thread(partial(look_into, self._path, BROKER, read=read))
 

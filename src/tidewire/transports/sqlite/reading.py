@@ -4,29 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
-
-import msgspec
+from typing import TypeVar
 
 from tidewire.errors import TransportClosed
 from tidewire.kit.sqlite_file import SqliteFile
-from tidewire.model import Address, Message
 
-__all__ = ["MESSAGE_COLUMNS", "Reading", "message_of"]
+__all__ = ["Reading"]
 
 T = TypeVar("T")
-MESSAGE_COLUMNS = "m.id, (SELECT name FROM source WHERE id = m.source), m.key, m.headers, m.body"
-"""What `message_of` takes, of a table that the query calls m."""
-
-_decode_headers = msgspec.json.Decoder(dict[str, str]).decode
-
-
-def message_of(address: Address, columns: Sequence[Any]) -> Message:
-    """Return the message that lies at *address*."""
-    event_id, source, key, headers, body = columns
-    return Message(address, event_id, source, key, _decode_headers(headers), body)
 
 
 class Reading:

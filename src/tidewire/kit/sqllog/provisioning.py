@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any, TypeAlias
 
+from tidewire.kit.sqllog.home import Connection
+from tidewire.kit.sqllog.shared import Shared
 from tidewire.model import Change, GroupSpec, TopicSpec
-from tidewire.transports.sqlite.shared import Shared
 
 __all__ = ["differences", "provision_all"]
-
-Read: TypeAlias = Callable[..., Any]
 
 
 async def provision_all(
     shared: Shared, topics: Sequence[TopicSpec], groups: Sequence[GroupSpec], *, dry_run: bool
 ) -> list[Change]:
     """Return one change per topic and per group; write only what is missing, and only without *dry_run*."""
-    if dry_run or all(change.kind != "create" for change in differences(shared.read, topics, groups)):
-        return differences(shared.read, topics, groups)
 
-    def create(connection: sqlite3.Connection) -> list[Change]:
-        changes = differences(connection.execute, topics, groups)
+    def compare(connection: Connection) -> list[Change]:
+        return differences(connection, topics, groups)
+
+    def create(connection: Connection) -> list[Change]:
+        changes = compare(connection)
+        if all(change.kind != "create" for change in changes):
+            return changes
         for topic in topics:
             connection.execute(
                 "INSERT INTO topic (name, lanes, retention, size_max) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
@@ -34,10 +34,10 @@ async def provision_all(
                 _join(connection, group, name)
         return changes
 
-    return await shared.writer.submit(create)
+    return await (shared.home.beside(compare) if dry_run else shared.writer.submit(create))
 
 
-def _join(connection: sqlite3.Connection, group: GroupSpec, name: str) -> None:
+def _join(connection: Connection, group: GroupSpec, name: str) -> None:
     """Put a group on a topic, with a cursor for every lane at its start."""
     topic = connection.execute("SELECT id, lanes FROM topic WHERE name = ?", (name,)).fetchone()
     if topic is None:
@@ -56,17 +56,17 @@ def _join(connection: sqlite3.Connection, group: GroupSpec, name: str) -> None:
     )
 
 
-def differences(read: Read, topics: Sequence[TopicSpec], groups: Sequence[GroupSpec]) -> list[Change]:
-    """Return what creating *topics* and *groups* would change, one line for each, from what *read* finds."""
+def differences(connection: Connection, topics: Sequence[TopicSpec], groups: Sequence[GroupSpec]) -> list[Change]:
+    """Return what creating *topics* and *groups* would change, one line for each."""
     coming = {topic.name for topic in topics}
-    return [_topic(read, topic) for topic in topics] + [_group(read, group, coming) for group in groups]
+    return [_topic(connection, topic) for topic in topics] + [_group(connection, group, coming) for group in groups]
 
 
-def _topic(read: Read, topic: TopicSpec) -> Change:
+def _topic(connection: Connection, topic: TopicSpec) -> Change:
     what = f"topic {topic.name}"
     if topic.lanes < 1:
         return Change("conflict", what, "a topic has at least one lane")
-    row = read("SELECT lanes, retention, size_max FROM topic WHERE name = ?", (topic.name,)).fetchone()
+    row = connection.execute("SELECT lanes, retention, size_max FROM topic WHERE name = ?", (topic.name,)).fetchone()
     if row is None:
         return Change("create", what, f"{topic.lanes} lanes")
     wanted = (topic.lanes, _us(topic.retention), topic.size_bytes_max)
@@ -78,13 +78,14 @@ def _topic(read: Read, topic: TopicSpec) -> Change:
     return Change("conflict", what, "; ".join(differ)) if differ else Change("unchanged", what)
 
 
-def _group(read: Read, group: GroupSpec, coming: set[str]) -> Change:
+def _group(connection: Connection, group: GroupSpec, coming: set[str]) -> Change:
     what = f"group {group.name}"
     missing: list[str] = []
     for name in group.topics:
-        if read("SELECT 1 FROM topic WHERE name = ?", (name,)).fetchone() is None and name not in coming:
+        known = connection.execute("SELECT 1 FROM topic WHERE name = ?", (name,)).fetchone()
+        if known is None and name not in coming:
             return Change("conflict", what, f"there is no topic {name!r}")
-        found = read(
+        found = connection.execute(
             "SELECT 1 FROM member_of m JOIN topic t ON t.id = m.topic WHERE m.grp = ? AND t.name = ?",
             (group.name, name),
         ).fetchone()

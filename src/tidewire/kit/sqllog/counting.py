@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import NamedTuple
 
+from tidewire.kit.sqllog.home import Connection
 from tidewire.model import Stats, TopicInfo
 
 __all__ = ["Here", "Place", "describe_topics", "list_places", "live_owners", "measure"]
@@ -33,7 +33,7 @@ class Here(NamedTuple):
     now: int
 
 
-def describe_topics(connection: sqlite3.Connection) -> list[TopicInfo]:
+def describe_topics(connection: Connection) -> list[TopicInfo]:
     """Return every topic, by name. The bytes are counted where there is a cap, which they count towards."""
     topics = connection.execute("SELECT id, name, lanes, retention, size, size_max FROM topic ORDER BY name").fetchall()
     found: list[TopicInfo] = []
@@ -60,17 +60,17 @@ def describe_topics(connection: sqlite3.Connection) -> list[TopicInfo]:
     return found
 
 
-def list_places(connection: sqlite3.Connection, topic: str | None) -> list[Place]:
+def list_places(connection: Connection, topic: str | None) -> list[Place]:
     """Return every group on every topic, or on *topic*, by topic and name."""
     rows = connection.execute(
         "SELECT m.id, m.topic, t.name, m.grp FROM member_of m JOIN topic t ON t.id = m.topic "
-        "WHERE ?1 IS NULL OR t.name = ?1 ORDER BY t.name, m.grp",
+        "WHERE CAST(?1 AS TEXT) IS NULL OR t.name = ?1 ORDER BY t.name, m.grp",
         (topic,),
     )
     return [Place(*row) for row in rows.fetchall()]
 
 
-def live_owners(connection: sqlite3.Connection, place: Place, here: Here) -> dict[str, str]:
+def live_owners(connection: Connection, place: Place, here: Here) -> dict[str, str]:
     """Return the member that has each lane, by the lane's name; an ended lease is nobody's."""
     rows = connection.execute(  # the primary key
         "SELECT lane, owner FROM cursor WHERE sub = ? AND owner != '' AND boot = ? AND until > ? ORDER BY lane",
@@ -79,7 +79,7 @@ def live_owners(connection: sqlite3.Connection, place: Place, here: Here) -> dic
     return {f"{place.name}/{lane}": owner for lane, owner in rows.fetchall()}
 
 
-def measure(connection: sqlite3.Connection, place: Place, here: Here) -> Stats:
+def measure(connection: Connection, place: Place, here: Here) -> Stats:
     """Count by index. *in_flight* is None while a member of another process has lanes: only it knows."""
     sub, now = place.sub, here.now
 
@@ -88,8 +88,8 @@ def measure(connection: sqlite3.Connection, place: Place, here: Here) -> Stats:
 
     cursors = connection.execute("SELECT lane, pos FROM cursor WHERE sub = ?", (sub,)).fetchall()
     above = "above a JOIN cursor c ON c.sub = a.sub AND c.lane = a.lane WHERE a.sub = ? AND a.seq > c.pos"
-    unsettled = _beyond(connection, place, cursors) - count(f"{above} AND a.settled", sub)
-    waiting = count(f"{above} AND NOT a.settled AND a.due > ?", sub, now)
+    unsettled = _beyond(connection, place, cursors) - count(f"{above} AND a.settled != 0", sub)
+    waiting = count(f"{above} AND a.settled = 0 AND a.due > ?", sub, now)
     private = count("inbox WHERE sub = ? AND due <= ?", sub, now)
     later = count("inbox WHERE sub = ? AND due > ?", sub, now)
     delayed = count("delayed WHERE topic = ?", place.topic)
@@ -106,7 +106,7 @@ def measure(connection: sqlite3.Connection, place: Place, here: Here) -> Stats:
     )
 
 
-def _beyond(connection: sqlite3.Connection, place: Place, cursors: Sequence[tuple[int, int]]) -> int:
+def _beyond(connection: Connection, place: Place, cursors: Sequence[tuple[int, int]]) -> int:
     """Count the rows behind the cursors: in one go behind the foremost, lane by lane up to there."""
     front = max((pos for _, pos in cursors), default=0)
     (total,) = connection.execute(  # log_topic, and nothing but it
@@ -122,13 +122,13 @@ def _beyond(connection: sqlite3.Connection, place: Place, cursors: Sequence[tupl
     return int(total)
 
 
-def _oldest(connection: sqlite3.Connection, place: Place, cursors: Sequence[tuple[int, int]], here: Here) -> int | None:
+def _oldest(connection: Connection, place: Place, cursors: Sequence[tuple[int, int]], here: Here) -> int | None:
     """When the first row was stored that is neither settled nor out in this process."""
     out = {seq for lane, _ in cursors for seq in here.out.get((place.sub, lane), ())}
     rows = connection.execute(  # log_topic from the hindmost cursor on; the others by their primary keys
         "SELECT l.seq, l.at FROM log l CROSS JOIN cursor c ON c.sub = ?1 AND c.lane = l.lane "
         "WHERE l.topic = ?2 AND l.seq > ?3 AND l.seq > c.pos AND NOT EXISTS "
-        "(SELECT 1 FROM above a WHERE a.sub = ?1 AND a.lane = l.lane AND a.seq = l.seq AND a.settled) "
+        "(SELECT 1 FROM above a WHERE a.sub = ?1 AND a.lane = l.lane AND a.seq = l.seq AND a.settled != 0) "
         "ORDER BY l.seq LIMIT ?4",
         (place.sub, place.topic, min(pos for _, pos in cursors), len(out) + 1),
     )

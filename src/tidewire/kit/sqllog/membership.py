@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sqlite3
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
@@ -13,23 +12,24 @@ import msgspec
 
 from tidewire.errors import TransportError, TransportUnavailable
 from tidewire.kit.groups import first_error
+from tidewire.kit.sqllog.home import Connection
+from tidewire.kit.sqllog.lanes import Lane, extend, take, wanted
+from tidewire.kit.sqllog.names import TopicRow
+from tidewire.kit.sqllog.receiver import LogReceiver
+from tidewire.kit.sqllog.shared import Shared
 from tidewire.model import LaneEvent, Subscription
-from tidewire.transports.sqlite.lanes import Lane, extend, take, wanted
-from tidewire.transports.sqlite.log import TopicRow
-from tidewire.transports.sqlite.receiver import SqliteReceiver
-from tidewire.transports.sqlite.shared import Shared
 
 __all__ = ["joined"]
 
-_logger = logging.getLogger("tidewire.sqlite")
+_logger = logging.getLogger("tidewire.broker")
 
 
 @asynccontextmanager
 async def joined(
     shared: Shared, subscription: Subscription, subs: Sequence[tuple[int, TopicRow]]
-) -> AsyncGenerator[SqliteReceiver]:
+) -> AsyncGenerator[LogReceiver]:
     """Be a member of the group while the block lasts."""
-    receiver = SqliteReceiver(shared, subscription, subs)
+    receiver = LogReceiver(shared, subscription, subs)
     membership = Membership(shared, receiver)
     try:
         await membership.join()
@@ -50,7 +50,7 @@ async def joined(
 class Membership:
     """The lanes of one member. The lease is extended from the writer thread, so a busy event loop loses nothing."""
 
-    def __init__(self, shared: Shared, receiver: SqliteReceiver) -> None:
+    def __init__(self, shared: Shared, receiver: LogReceiver) -> None:
         self._shared = shared
         self._receiver = receiver
         self._subscription = receiver.subscription
@@ -61,29 +61,27 @@ class Membership:
     async def join(self) -> None:
         """Appear among the members and take what falls to us."""
 
-        def appear(connection: sqlite3.Connection) -> None:
-            connection.execute(
-                "INSERT INTO member (name, grp, topics, address, boot, until) VALUES (?, ?, ?, ?, ?, ?) "
-                "ON CONFLICT DO UPDATE SET until = excluded.until, address = excluded.address, boot = excluded.boot",
-                (
-                    self._name,
-                    self._subscription.group,
-                    self._topics,
-                    self._shared.waker.address,
-                    self._shared.boot,
-                    self._until(),
-                ),
-            )
-            connection.execute(  # those whose lease ended long ago
-                "DELETE FROM member WHERE boot != ? OR until < ?", (self._shared.boot, self._ticks() - 10 * self._lease)
-            )
-
-        await self._shared.writer.submit(appear)
+        await self._shared.writer.submit(self._appear)
         self._shared.receivers.append(self._receiver)
         interval = max(self._lease / 3e9, 0.02)
-        self._shared.writer.every(self, interval, lambda connection: extend(connection, self._name, self._until()))
+        self._shared.writer.every(self, interval, self._extend)
         await self._shared.tell_members(self._subscription.group)
         await self._balance_once()
+
+    def _appear(self, connection: Connection) -> None:
+        ticks, home = self._ticks(), self._shared.home
+        connection.execute(
+            "INSERT INTO member (name, grp, topics, address, boot, until) VALUES (?, ?, ?, ?, ?, ?) "
+            "ON CONFLICT (name) DO UPDATE SET until = excluded.until, address = excluded.address, boot = excluded.boot",
+            (self._name, self._subscription.group, self._topics, home.address, home.boot, ticks + self._lease),
+        )
+        connection.execute(  # those whose lease ended long ago
+            "DELETE FROM member WHERE boot != ? OR until < ?", (home.boot, ticks - 10 * self._lease)
+        )
+
+    def _extend(self, connection: Connection) -> None:
+        if not extend(connection, self._name, self._until()):
+            self._appear(connection)  # others have taken us for gone, after an outage
 
     async def balance(self) -> None:
         """Until cancelled: share lanes with whoever is there, as soon as that changes, and look now and then."""
@@ -96,7 +94,7 @@ class Membership:
             try:
                 await self._balance_once()
             except TransportUnavailable as error:  # the next round tries again; leases are kept elsewhere
-                _logger.warning("tidewire.sqlite.balance", extra={"error_type": type(error).__name__})
+                _logger.warning("tidewire.broker.balance", extra={"error_type": type(error).__name__})
 
     async def wait_for_settles(self) -> None:
         """Hand nothing out any more and let what is out be settled, within the grace time."""
@@ -129,9 +127,9 @@ class Membership:
         await self._drop_lost()
         members = [
             row[0]
-            for row in self._shared.read(
+            for row in await self._shared.home.read(
                 "SELECT name FROM member WHERE grp = ? AND topics = ? AND boot = ? AND until > ?",
-                (self._subscription.group, self._topics, self._shared.boot, self._ticks()),
+                (self._subscription.group, self._topics, self._shared.home.boot, self._ticks()),
             )
         ]
         if self._name not in members:
@@ -144,10 +142,10 @@ class Membership:
 
     async def _take(self, places: Sequence[tuple[int, int, TopicRow]]) -> None:
         """Take those of *places* that are free, in one transaction."""
-        if not places or not self._any_free(places):
+        if not places or not await self._any_free(places):
             return
 
-        def take_all(connection: sqlite3.Connection) -> list[Lane]:
+        def take_all(connection: Connection) -> list[Lane]:
             taken: list[Lane] = []
             for sub, number, topic in places:
                 found = take(
@@ -155,7 +153,7 @@ class Membership:
                     sub,
                     number,
                     owner=self._name,
-                    boot=self._shared.boot,
+                    boot=self._shared.home.boot,
                     now_ticks=self._ticks(),
                     until=self._until(),
                     now_us=self._shared.clock.now_us(),
@@ -172,14 +170,14 @@ class Membership:
             if not self._receiver.closed:
                 self._receiver.assigned(lane)
 
-    def _any_free(self, places: Sequence[tuple[int, int, TopicRow]]) -> bool:
+    async def _any_free(self, places: Sequence[tuple[int, int, TopicRow]]) -> bool:
         now = self._ticks()
         for sub, number, _ in places:
-            row = self._shared.read(
+            for owner, boot, until in await self._shared.home.read(
                 "SELECT owner, boot, until FROM cursor WHERE sub = ? AND lane = ?", (sub, number)
-            ).fetchone()
-            if row is not None and (not row[0] or row[0] == self._name or row[1] != self._shared.boot or row[2] <= now):
-                return True
+            ):
+                if not owner or owner == self._name or boot != self._shared.home.boot or until <= now:
+                    return True
         return False
 
     async def _revoke(self, lanes: Sequence[Lane]) -> None:
@@ -200,7 +198,7 @@ class Membership:
 
     async def _drop_lost(self) -> None:
         """Notice lanes that somebody else has taken, while we were paused beyond our lease."""
-        rows = self._shared.read("SELECT sub, lane, epoch FROM cursor WHERE owner = ?", (self._name,)).fetchall()
+        rows = await self._shared.home.read("SELECT sub, lane, epoch FROM cursor WHERE owner = ?", (self._name,))
         ours = {(sub, number): epoch for sub, number, epoch in rows}
         for lane in list(self._receiver.lanes.values()):
             if ours.get((lane.sub, lane.number)) != lane.epoch:

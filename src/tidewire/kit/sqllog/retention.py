@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import sqlite3
+from tidewire.kit.sqllog.home import Connection
 
 __all__ = ["sweep", "trim"]
 
 _ROWS_MAX = 2_000
 
 
-def sweep(connection: sqlite3.Connection, now: int) -> int:
+def sweep(connection: Connection, now: int) -> int:
     """Delete up to a batch of old, settled rows of each topic and return how many went."""
     topics = connection.execute("SELECT id, retention FROM topic WHERE retention IS NOT NULL").fetchall()
     return sum(trim(connection, topic, now - retention) for topic, retention in topics)
 
 
-def trim(connection: sqlite3.Connection, topic: int, before: int) -> int:
+def trim(connection: Connection, topic: int, before: int) -> int:
     """Delete up to a batch of a topic's settled rows stored before *before* and return how many went."""
     oldest = connection.execute(  # log_topic; asked twice a second by every process, so a look at one row is the rule
         "SELECT at FROM log WHERE topic = ? ORDER BY seq LIMIT 1", (topic,)
@@ -24,7 +24,7 @@ def trim(connection: sqlite3.Connection, topic: int, before: int) -> int:
         return 0
     rows = connection.execute(  # log_topic: from the oldest row on
         "SELECT l.seq, length(l.body), l.at FROM (SELECT seq, lane, at, body FROM log WHERE topic = ?1 "
-        "ORDER BY seq LIMIT ?2) l WHERE l.at < ?3 AND NOT EXISTS (SELECT 1 FROM cursor c JOIN member_of m "
+        "ORDER BY seq LIMIT ?2) AS l WHERE l.at < ?3 AND NOT EXISTS (SELECT 1 FROM cursor c JOIN member_of m "
         "ON m.id = c.sub WHERE m.topic = ?1 AND c.lane = l.lane AND c.pos < l.seq)",
         (topic, _ROWS_MAX, before),
     ).fetchall()

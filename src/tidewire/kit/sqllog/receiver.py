@@ -1,27 +1,28 @@
-"""A member's place in its group: what it owns, what it has in hand, and what it tells the file."""
+"""A member's place in its group: what it owns, what it has in hand, and what it tells the database."""
 
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 from collections import deque
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Literal
 
 from tidewire.errors import TransportClosed, TransportUnavailable
+from tidewire.kit.sqllog.hand_out import HandOut
+from tidewire.kit.sqllog.home import Connection
+from tidewire.kit.sqllog.lanes import Lane, Past, give_back, move_cursor
+from tidewire.kit.sqllog.log import Store, checked, validated
+from tidewire.kit.sqllog.names import TopicRow
+from tidewire.kit.sqllog.shared import Shared
 from tidewire.model import Delivery, InboxChannel, LaneEvent, Move, Receipt, Release, Settlement, Subscription
-from tidewire.transports.sqlite.hand_out import HandOut
-from tidewire.transports.sqlite.lanes import Lane, Past, give_back, move_cursor
-from tidewire.transports.sqlite.log import Store, TopicRow, validated
-from tidewire.transports.sqlite.shared import Shared
 
-__all__ = ["SqliteReceiver"]
+__all__ = ["LogReceiver"]
 
 _POLL = 0.25
 
 
-class SqliteReceiver:
+class LogReceiver:
     """See `tidewire.protocols.Receiver`. *subs* are the numbers of (group, topic), with their topics."""
 
     def __init__(self, shared: Shared, subscription: Subscription, subs: Sequence[tuple[int, TopicRow]]) -> None:
@@ -47,8 +48,8 @@ class SqliteReceiver:
     # --- the protocol -------------------------------------------------------------------------------------------
 
     async def receive(self, limit: int, wait: timedelta) -> Sequence[Delivery | LaneEvent]:
-        """Hand out lane events and up to *limit* deliveries; nothing is awaited between taking and returning them."""
-        self._shared.file.check_usable()
+        """Hand out lane events and up to *limit* deliveries; nothing is awaited between hearing and returning them."""
+        self._shared.home.check_usable()
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait.total_seconds()
         appended = -1
@@ -56,13 +57,12 @@ class SqliteReceiver:
             if self.closed:
                 raise TransportClosed("this membership has ended")
             self.woken.clear()
-            found: list[Delivery | LaneEvent] = list(self.events)
-            self.events.clear()
+            deliveries: list[Delivery] = []
             due = None
             if limit > 0:
-                credit = min(limit, self.subscription.prefetch - self.unsettled)
-                found += self._hand_out.next(credit) if credit > 0 else ()
-                due = self._hand_out.next_due()
+                deliveries, due = await self._hand_out.next(min(limit, self.subscription.prefetch - self.unsettled))
+            found: list[Delivery | LaneEvent] = [*self.events, *filter(self._is_ours, deliveries)]
+            self.events.clear()
             rest = deadline - loop.time()
             if found or rest <= 0:
                 return found
@@ -79,13 +79,20 @@ class SqliteReceiver:
             except TimeoutError:
                 self._hand_out.look_everywhere()
 
+    def _is_ours(self, delivery: Delivery) -> bool:
+        """Whether its lane has not been lost since it was read."""
+        lane = self.lanes.get(delivery.lane)
+        return lane is not None and lane.epoch == delivery.epoch
+
     async def settle(
         self, *, ack: Sequence[Delivery] = (), release: Sequence[Release] = (), move: Sequence[Move] = ()
     ) -> Sequence[Settlement]:
         """Settle in one transaction."""
         if self.subscription.ordering == "key" and any(one.delay for one in release):
             raise ValueError("a release with a delay under ordering by key: a wait is a hold or a move")
-        self._shared.file.check_usable()
+        self._shared.home.check_usable()
+        for one in move:
+            await checked(one.messages, self._shared.names)
         settling = Settling(self, ack, release, move)
         result: list[Settlement] = []
 
@@ -179,7 +186,7 @@ class Settling:
     """One call of `settle`: what it asks of each lane, how that is written, and what came of it."""
 
     def __init__(
-        self, receiver: SqliteReceiver, ack: Sequence[Delivery], release: Sequence[Release], move: Sequence[Move]
+        self, receiver: LogReceiver, ack: Sequence[Delivery], release: Sequence[Release], move: Sequence[Move]
     ) -> None:
         self._receiver = receiver
         self._ack, self._release, self._move = ack, release, move
@@ -205,7 +212,7 @@ class Settling:
                 part.lane.out.pop(seq, None)
                 part.lane.acked.add(seq)
 
-    def write(self, connection: sqlite3.Connection, now: int) -> None:
+    def write(self, connection: Connection, now: int) -> None:
         """Write everything; on the writer thread, inside its transaction."""
         self._lost.clear()
         self._moved.clear()
@@ -237,11 +244,13 @@ class Settling:
             for one in part.moves:
                 if _private(one.delivery):
                     lane.inbox_out.pop(_row(one.delivery), None)
+                    lane.inbox_settled += 1
                 else:
                     lane.out.pop(_row(one.delivery), None)
                     lane.acked.add(_row(one.delivery))
             for seq in part.inbox_acks:
                 lane.inbox_out.pop(seq, None)
+                lane.inbox_settled += 1
             for released in part.releases:
                 self._returned(lane, released)
             if part.pos > lane.pos:  # else a held event keeps it where it is, and the books as long as they are
@@ -261,6 +270,7 @@ class Settling:
         due = 0 if not one.delay else self._receiver.shared.clock.now_us() + one.delay // timedelta(microseconds=1)
         if _private(delivery):
             lane.inbox_out.pop(seq, None)
+            lane.inbox_settled += 1
             self._receiver.look_at_inbox()
         elif seq in lane.out:
             del lane.out[seq]
@@ -323,7 +333,7 @@ def _private(delivery: Delivery) -> bool:
     return isinstance(delivery.message.to, InboxChannel)
 
 
-def _write_release(connection: sqlite3.Connection, lane: Lane, one: Release, now: int) -> None:
+def _write_release(connection: Connection, lane: Lane, one: Release, now: int) -> None:
     """Persist what a release changes: the attempt if it counts, the time if it waits."""
     delivery, counted = one.delivery, 1 if one.counted else 0
     due = 0 if not one.delay else now + one.delay // timedelta(microseconds=1)
@@ -333,7 +343,8 @@ def _write_release(connection: sqlite3.Connection, lane: Lane, one: Release, now
         )
     elif counted or due:
         connection.execute(
-            "INSERT INTO above (sub, lane, seq, settled, attempt, suspect, due) VALUES (?, ?, ?, 0, ?, ?, ?) "
-            "ON CONFLICT DO UPDATE SET attempt = excluded.attempt, due = excluded.due WHERE NOT settled",
+            "INSERT INTO above AS o (sub, lane, seq, settled, attempt, suspect, due) VALUES (?, ?, ?, 0, ?, ?, ?) "
+            "ON CONFLICT (sub, lane, seq) DO UPDATE SET attempt = excluded.attempt, due = excluded.due "
+            "WHERE o.settled = 0",
             (lane.sub, lane.number, delivery.position, delivery.attempt + counted, int(delivery.suspect), due),
         )

@@ -1,4 +1,4 @@
-"""The one writer of a broker file in this process: whatever waits becomes one transaction, one sync, one wake-up.
+"""The one writer of a log in this process: whatever waits becomes one transaction, one sync, one wake-up.
 
 A job is a function of the connection; it runs on the writer thread inside a transaction with its neighbours. If one
 of them fails, the transaction is rolled back and each runs again alone, so that only the culprit hears of it.
@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import sqlite3
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -20,27 +18,25 @@ from typing import Any, NamedTuple, TypeVar
 
 from tidewire.errors import TransportClosed, TransportError, TransportRefused, TransportUnavailable
 from tidewire.kit.bell import Bell
-from tidewire.kit.sqlite_errors import is_full
-from tidewire.kit.sqlite_file import SqliteFile
+from tidewire.kit.sqllog.home import Connection, Doubtful, Home
 
 __all__ = ["Writer"]
 
 T = TypeVar("T")
-Job = Callable[[sqlite3.Connection], Any]
+Job = Callable[[Connection], Any]
 Committed = Callable[[set[int], set[int]], None]
-_logger = logging.getLogger("tidewire.sqlite")
+_logger = logging.getLogger("tidewire.broker")
 _JOBS_MAX = 4_096
 _PATIENCE = 0.003
 _LULL = 0.002
-_COMMIT_BYTES, _ROW_BYTES = 12_288, 2_048
-_RESERVE_BYTES = 1 << 20
-_LOOK_AT_RESERVE_EVERY = 1.0
+_UPKEEP_EVERY = 1.0
 
 
 class Entry(NamedTuple):
     """A job on its way; *vital* ones (settles) may use the reserve when the disk is full.
 
-    *then* is called on the event loop once the job is durable, whether or not anybody still waits for it.
+    *then* is called on the event loop once the job is durable, whether or not anybody still waits for it; *doubt*
+    gives the result where nobody knows whether it is.
     """
 
     job: Job
@@ -48,17 +44,18 @@ class Entry(NamedTuple):
     vital: bool
     patient: bool
     then: Callable[[], None] | None
+    doubt: Callable[[], Any] | None
 
 
 class Writer:
-    """Runs jobs. After a commit that touched topics or group-topics, *tell* is called with them on the writer thread,
-    and *wake* on the event loop."""
+    """Runs jobs. After a commit that touched topics or group-topics, *wake* is called with them on the event loop;
+    after one that may or may not stand, *doubted*."""
 
-    def __init__(self, file: SqliteFile, connection: sqlite3.Connection, *, tell: Committed, wake: Committed) -> None:
-        self.file = file
-        self._connection = connection
-        self._tell = tell
+    def __init__(self, home: Home, *, wake: Committed, doubted: Callable[[], None]) -> None:
+        self._home = home
+        self._tell = home.tell
         self._wake = wake
+        self._doubted = doubted
         self._loop = asyncio.get_running_loop()
         self._queue: deque[Entry] = deque()
         self._at_work: Sequence[Entry] = ()
@@ -69,34 +66,34 @@ class Writer:
         self._due: dict[object, float] = {}
         self.topics: set[int] = set()
         self.subs: set[int] = set()
-        self._reserve = f"{file.path}-reserve"
-        self._look_at_reserve_at = self._loop.time() + _LOOK_AT_RESERVE_EVERY
-        self._keep_reserve()
+        self._upkeep_at = self._loop.time() + _UPKEEP_EVERY
         self._thread = threading.Thread(target=self._live, name="tidewire-broker", daemon=True)
         self._thread.start()
 
     async def submit(
         self,
-        job: Callable[[sqlite3.Connection], T],
+        job: Callable[[Connection], T],
         *,
         vital: bool = False,
         patient: bool = False,
         then: Callable[[], None] | None = None,
+        doubt: Callable[[], T] | None = None,
     ) -> T:
         """Run *job* and return its result once it is durable. Cancelling the wait undoes neither it nor *then*.
 
         Raises:
-            TransportUnavailable: the file cannot be written now; the job has no effect.
-            TransportRefused: the file cannot be written any more; neither can it later.
+            TransportUnavailable: nothing can be written now; the job has no effect.
+            Doubtful: it has its effect or none, and there is no *doubt* to return.
+            TransportRefused: nothing can be written any more; neither can it later.
             TransportClosed: after `close`, or in a forked child.
         """
-        self.file.check_usable()
+        self._home.check_usable()
         while len(self._queue) >= _JOBS_MAX and not self._closing:  # noqa: ASYNC110 - the thread knows no asyncio.Event
             await asyncio.sleep(0.001)
         if self._closing:
-            raise TransportClosed(f"{self.file.what} is closed")
+            raise TransportClosed(f"{self._home.what} is closed")
         future: asyncio.Future[T] = self._loop.create_future()
-        self._queue.append(Entry(job, future, vital, patient, then))
+        self._queue.append(Entry(job, future, vital, patient, then, doubt))
         self._bell.ring()
         if self._broken is not None:
             self._fail_all()
@@ -111,7 +108,7 @@ class Writer:
         self._periodic.pop(owner, None)
 
     def close(self) -> None:
-        """Finish what waits and end the thread; blocks. The connection is closed in the turn."""
+        """Finish what waits and end the thread, and with it the home's writing; blocks."""
         if not self._closing:
             self._closing = True
             self._bell.ring()
@@ -126,12 +123,12 @@ class Writer:
         try:
             self._run()
         except Exception as error:
-            self._broken = _as_refused(error, self.file.what)
-            _logger.error("tidewire.sqlite.writer_broken", extra={"file": self.file.what}, exc_info=error)
+            self._broken = _as_refused(error, self._home.what)
+            _logger.error("tidewire.broker.writer_broken", extra={"broker": self._home.what}, exc_info=error)
             with suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._fail_all)
         with suppress(TransportError):
-            self.file.close_connection(self._connection)
+            self._home.stop()
 
     def _fail_all(self) -> None:
         """On the event loop: give everybody who waits the error that ended the thread."""
@@ -139,7 +136,7 @@ class Writer:
         self._queue.clear()
         for entry in left:
             if not entry.future.done():
-                entry.future.set_exception(self._broken or TransportClosed(f"{self.file.what} is closed"))
+                entry.future.set_exception(self._broken or TransportClosed(f"{self._home.what} is closed"))
 
     def _run(self) -> None:
         while True:
@@ -154,10 +151,8 @@ class Writer:
     def _next_batch(self) -> list[Entry]:
         """Wait for jobs, and for company if all of them are patient; nothing where something periodic may be due."""
         if not self._queue:
-            # The log is copied in a lull, so that it seldom has to be while somebody waits.
-            if self.file.untidy and not self._bell.wait(_LULL):
-                with suppress(TransportUnavailable), self.file.writing(), self.file.mapped:
-                    self.file.tidy(self._connection)
+            with suppress(TransportUnavailable):
+                self._home.rest(lambda: not self._bell.wait(_LULL))
             if not self._queue:
                 self._bell.wait(self._rest())
         batch = self._waiting()
@@ -184,9 +179,9 @@ class Writer:
                     self._deliver((), ())
         for owner in [owner for owner in self._due if owner not in self._periodic]:
             del self._due[owner]
-        if now >= self._look_at_reserve_at:
-            self._look_at_reserve_at = now + _LOOK_AT_RESERVE_EVERY
-            self._lay_reserve_in_again()
+        if now >= self._upkeep_at:
+            self._upkeep_at = now + _UPKEEP_EVERY
+            self._home.upkeep()
 
     def _commit(self, batch: Sequence[Entry]) -> None:
         try:
@@ -196,7 +191,7 @@ class Writer:
             if isinstance(error, TransportUnavailable) and error.__cause__ is None:
                 # The turn did not come: each alone would wait for it as long.
                 results = [error] * len(batch)
-            elif len(batch) > 1 or (batch[0].vital and is_full(error.__cause__)):
+            elif len(batch) > 1 or (batch[0].vital and self._home.make_room(error)):
                 results = [self._alone(entry) for entry in batch]
         self._deliver(batch, results)
 
@@ -207,7 +202,11 @@ class Writer:
         if touched:
             self._tell(topics, subs)
 
+        doubtful = any(isinstance(result, Doubtful) for result in results)
+
         def deliver() -> None:
+            if doubtful:
+                self._doubted()
             _resolve(batch, results)
             if touched:
                 self._wake(topics, subs)
@@ -220,7 +219,7 @@ class Writer:
         try:
             return self._transaction([entry.job])[0]
         except Exception as error:
-            if not (entry.vital and is_full(error.__cause__) and self._spend_reserve()):
+            if not (entry.vital and self._home.make_room(error)):
                 return error
         try:
             return self._transaction([entry.job])[0]
@@ -228,55 +227,16 @@ class Writer:
             return error
 
     def _transaction(self, jobs: Sequence[Job]) -> list[Any]:
-        connection = self._connection
-        before = connection.total_changes
-        with self.file.writing(), self.file.mapped:
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                results = _run(connection, jobs)
-                connection.execute("COMMIT")
-            except BaseException:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-                raise
-            self.file.committed(connection, size=_COMMIT_BYTES + (connection.total_changes - before) * _ROW_BYTES)
-        return results
+        def work(connection: Connection) -> list[Any]:
+            results = _run(connection, jobs)
+            if self.topics or self.subs:
+                self._home.announce(connection, topics=self.topics, subs=self.subs)
+            return results
 
-    # --- a reserve for a full disk: acks need room too ------------------------------------------------------------
-
-    def _keep_reserve(self) -> None:
-        try:
-            descriptor = os.open(self._reserve, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        except OSError:
-            return
-        try:
-            if os.fstat(descriptor).st_size < _RESERVE_BYTES:
-                os.posix_fallocate(descriptor, 0, _RESERVE_BYTES)
-        except OSError:
-            return
-        finally:
-            os.close(descriptor)
-
-    def _lay_reserve_in_again(self) -> None:
-        """Make it whole again, whoever has spent it, once there is room for a few of its size."""
-        try:
-            if os.stat(self._reserve).st_size >= _RESERVE_BYTES:
-                return
-            disk = os.statvfs(self._reserve)
-        except OSError:
-            return
-        if disk.f_bavail * disk.f_frsize >= 3 * _RESERVE_BYTES:
-            self._keep_reserve()
-
-    def _spend_reserve(self) -> bool:
-        try:
-            os.truncate(self._reserve, 0)
-        except OSError:
-            return False
-        return True
+        return self._home.write(work)
 
 
-def _run(connection: sqlite3.Connection, jobs: Sequence[Job]) -> list[Any]:
+def _run(connection: Connection, jobs: Sequence[Job]) -> list[Any]:
     """Run *jobs* in order; neighbours of a kind that knows how are run together, and mean the same."""
     results: list[Any] = []
     for kind, neighbours in groupby(jobs, type):
@@ -291,7 +251,9 @@ def _resolve(batch: Sequence[Entry], results: Sequence[Any]) -> None:
             entry.then()
         if entry.future.done():
             continue
-        if isinstance(result, BaseException):
+        if isinstance(result, Doubtful) and entry.doubt is not None:
+            entry.future.set_result(entry.doubt())
+        elif isinstance(result, BaseException):
             entry.future.set_exception(result)
         else:
             entry.future.set_result(result)

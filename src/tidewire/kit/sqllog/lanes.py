@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Container, Iterable, Sequence
 from typing import NamedTuple
 
+from tidewire.kit.sqllog.home import Connection
 from tidewire.model import Delivery, InboxChannel
 
 __all__ = ["Lane", "Past", "extend", "give_back", "move_cursor", "take", "wanted"]
@@ -25,12 +25,13 @@ class Lane:
 
     *pos*: everything up to it is settled, durably. *read*: everything up to it has been handed out or was settled
     before. *out*: what is handed out, by row; *acked*: rows above *pos* that are settled. *again*: rows to be
-    handed out again, with their time. *inbox_out*: rows of the inbox channel that are handed out.
+    handed out again, with their time. *inbox_out*: rows of the inbox channel that are handed out; *inbox_settled*: how
+    often some of them were settled or released.
     """
 
     __slots__ = (
-        "acked", "again", "deadline", "epoch", "inbox_out", "name", "number", "out", "past", "paused", "pos", "read",
-        "revoking", "sub", "topic",
+        "acked", "again", "deadline", "epoch", "inbox_out", "inbox_settled", "name", "number", "out", "past", "paused",
+        "pos", "read", "revoking", "sub", "topic",
     )  # fmt: skip
 
     def __init__(
@@ -48,6 +49,7 @@ class Lane:
         self.acked: set[int] = {seq for seq, known in past.items() if known.settled}
         self.again: dict[int, int] = {}
         self.inbox_out: dict[int, None] = {}
+        self.inbox_settled = 0
         self.paused = False
         self.revoking = False
         self.deadline = 0
@@ -78,7 +80,7 @@ def wanted(members: Sequence[str], me: str, lanes: Iterable[tuple[int, int]]) ->
 
 
 def take(
-    connection: sqlite3.Connection, sub: int, number: int, *, owner: str, boot: str, now_ticks: int, until: int,
+    connection: Connection, sub: int, number: int, *, owner: str, boot: str, now_ticks: int, until: int,
     now_us: int, prefetch: int,
 ) -> tuple[int, int, dict[int, Past]] | None:  # fmt: skip
     """Take a lane that is free or whose lease has ended; return its epoch, position and past, or None.
@@ -111,14 +113,14 @@ def take(
     return epoch, pos, past
 
 
-def _suspect(connection: sqlite3.Connection, sub: int, number: int, *, pos: int, prefetch: int, now_us: int) -> None:
+def _suspect(connection: Connection, sub: int, number: int, *, pos: int, prefetch: int, now_us: int) -> None:
     connection.execute(
-        "INSERT INTO above (sub, lane, seq, settled, attempt, suspect, due) "
-        "SELECT ?1, ?2, l.seq, 0, 2, 1, 0 FROM log l "
+        "INSERT INTO above AS o (sub, lane, seq, settled, attempt, suspect, due) "
+        "SELECT CAST(?1 AS BIGINT), CAST(?2 AS BIGINT), l.seq, 0, 2, 1, 0 FROM log l "
         "WHERE l.topic = (SELECT topic FROM member_of WHERE id = ?1) AND l.lane = ?2 AND l.seq > ?3 "
-        "AND NOT EXISTS (SELECT 1 FROM above a WHERE a.sub = ?1 AND a.lane = ?2 AND a.seq = l.seq AND a.settled) "
+        "AND NOT EXISTS (SELECT 1 FROM above a WHERE a.sub = ?1 AND a.lane = ?2 AND a.seq = l.seq AND a.settled != 0) "
         "ORDER BY l.seq LIMIT ?4 "
-        "ON CONFLICT DO UPDATE SET attempt = attempt + 1, suspect = 1 WHERE NOT settled",
+        "ON CONFLICT (sub, lane, seq) DO UPDATE SET attempt = o.attempt + 1, suspect = 1 WHERE o.settled = 0",
         (sub, number, pos, prefetch),
     )
     connection.execute(
@@ -128,13 +130,13 @@ def _suspect(connection: sqlite3.Connection, sub: int, number: int, *, pos: int,
     )
 
 
-def extend(connection: sqlite3.Connection, owner: str, until: int) -> None:
-    """Extend the lease of everything *owner* has, and of the membership itself."""
+def extend(connection: Connection, owner: str, until: int) -> bool:
+    """Extend the lease of everything *owner* has, and of the membership itself; False if there is none."""
     connection.execute("UPDATE cursor SET until = ? WHERE owner = ?", (until, owner))
-    connection.execute("UPDATE member SET until = ? WHERE name = ?", (until, owner))
+    return connection.execute("UPDATE member SET until = ? WHERE name = ?", (until, owner)).rowcount > 0
 
 
-def move_cursor(connection: sqlite3.Connection, lane: Lane, owner: str, pos: int, acked: Sequence[int]) -> bool:
+def move_cursor(connection: Connection, lane: Lane, owner: str, pos: int, acked: Sequence[int]) -> bool:
     """Settle *acked* rows and move the cursor to *pos*; False if the lane is somebody else's now."""
     changed = connection.execute(
         "UPDATE cursor SET pos = max(pos, ?) WHERE sub = ? AND lane = ? AND epoch = ? AND owner = ?",
@@ -146,7 +148,7 @@ def move_cursor(connection: sqlite3.Connection, lane: Lane, owner: str, pos: int
     if beyond:
         connection.executemany(
             "INSERT INTO above (sub, lane, seq, settled, attempt, suspect, due) VALUES (?, ?, ?, 1, 1, 0, 0) "
-            "ON CONFLICT DO UPDATE SET settled = 1",
+            "ON CONFLICT (sub, lane, seq) DO UPDATE SET settled = 1",
             beyond,
         )
     if lane.past or lane.acked:
@@ -154,7 +156,7 @@ def move_cursor(connection: sqlite3.Connection, lane: Lane, owner: str, pos: int
     return True
 
 
-def give_back(connection: sqlite3.Connection, lanes: Sequence[Lane], owner: str, *, clean: bool, now_us: int) -> None:
+def give_back(connection: Connection, lanes: Sequence[Lane], owner: str, *, clean: bool, now_us: int) -> None:
     """Give lanes back: what is unsettled goes to the next owner, uncounted if *clean*, else as after a crash."""
     for lane in lanes:
         row = connection.execute(

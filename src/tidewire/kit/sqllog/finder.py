@@ -1,34 +1,35 @@
-"""Where an event lies in the broker's file, how far each group is with it, and what belongs to it."""
+"""Where an event lies in the log, how far each group is with it, and what belongs to it."""
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import msgspec
 
+from tidewire.kit.sqllog.home import Connection
+from tidewire.kit.sqllog.reading import MESSAGE_COLUMNS, message_of
+from tidewire.kit.sqllog.shared import Shared
 from tidewire.model import DeadChannel, Found, InboxChannel, Standing, Topic
-from tidewire.transports.sqlite.reading import MESSAGE_COLUMNS, message_of
-from tidewire.transports.sqlite.shared import Shared
 
-__all__ = ["SqliteFinder"]
+__all__ = ["LogFinder"]
 
 Table: TypeAlias = Literal["log", "delayed", "inbox", "dead"]
 State: TypeAlias = Literal["settled", "waiting", "delayed"]
 _SLICE_ROWS = 20_000
 _COLUMNS: dict[Table, str] = {  # number, whose (a topic or a group on one), lane, due, stored at
-    "log": f"m.rowid, m.topic, m.lane, 0, m.at, {MESSAGE_COLUMNS}",
-    "delayed": f"m.rowid, m.topic, 0, m.due, NULL, {MESSAGE_COLUMNS}",
-    "inbox": f"m.rowid, m.sub, m.lane, m.due, m.at, {MESSAGE_COLUMNS}",
-    "dead": f"m.rowid, m.sub, 0, 0, m.at, {MESSAGE_COLUMNS}",
+    "log": f"m.seq, m.topic, m.lane, 0, m.at, {MESSAGE_COLUMNS}",
+    "delayed": f"m.row, m.topic, 0, m.due, NULL, {MESSAGE_COLUMNS}",
+    "inbox": f"m.seq, m.sub, m.lane, m.due, m.at, {MESSAGE_COLUMNS}",
+    "dead": f"m.seq, m.sub, 0, 0, m.at, {MESSAGE_COLUMNS}",
 }
+_NUMBER: dict[Table, str] = {"log": "seq", "delayed": "row", "inbox": "seq", "dead": "seq"}
 _RELATED: tuple[Table, ...] = ("log", "delayed", "dead")
 _encode = msgspec.json.Encoder().encode
 
 
-class SqliteFinder:
+class LogFinder:
     """See `tidewire.protocols.Finder`. Searches run beside the event loop, and publishing goes on meanwhile.
 
     What a topic keeps until its time has a position that begins with ``delayed-``, and no time of its storing.
@@ -42,7 +43,7 @@ class SqliteFinder:
         if not event_id or limit < 1:
             return ()
         now = self._shared.clock.now_us()
-        return await self._shared.aside.run(lambda connection: Search(connection, now, limit).by_id(event_id))
+        return await self._shared.home.beside(lambda connection: Search(connection, now, limit).by_id(event_id))
 
     async def related(self, correlation_id: str, *, limit: int = 1_000) -> Sequence[Found]:
         """Read all that is there when it begins, in slices: about a second per million messages.
@@ -53,11 +54,11 @@ class SqliteFinder:
             return ()
         now, found = self._shared.clock.now_us(), list[Found]()
         for table in _RELATED:
-            first, last = await self._shared.aside.run(partial(_ends, table=table))
+            first, last = await self._shared.home.beside(partial(_ends, table=table))
             here: list[Found] = []
             while first <= last and len(here) < limit:
                 job = partial(_slice, table=table, wanted=correlation_id, ends=(first, last), now=now, limit=limit)
-                some, first = await self._shared.aside.run(job)
+                some, first = await self._shared.home.beside(job)
                 here += some
             found += here
         return _oldest(found, limit)
@@ -66,7 +67,7 @@ class SqliteFinder:
 class Search:
     """One look on one state of the file, for up to *limit* messages, as things are at *now*."""
 
-    def __init__(self, connection: sqlite3.Connection, now: int, limit: int) -> None:
+    def __init__(self, connection: Connection, now: int, limit: int) -> None:
         self._connection = connection
         self._now = now
         self._limit = limit
@@ -92,11 +93,11 @@ class Search:
         """Return what has the id or the correlation id among the rows from *first* to *last*."""
         # Headers are written by one encoder; a quote inside a value is escaped, so this is a header and its value.
         header = f'"ce-correlationid":{_encode(wanted).decode()}'
-        where = "WHERE m.rowid BETWEEN ? AND ? AND (m.id = ? OR instr(m.headers, ?))"
+        where = f"WHERE m.{_NUMBER[table]} BETWEEN ? AND ? AND (m.id = ? OR instr(m.headers, ?) > 0)"
         return self._look(table, where, first, last, wanted, header)
 
     def _look(self, table: Table, where: str, *parameters: int | str) -> list[Found]:
-        sql = f"SELECT {_COLUMNS[table]} FROM {table} m {where} ORDER BY m.rowid LIMIT ?"
+        sql = f"SELECT {_COLUMNS[table]} FROM {table} m {where} ORDER BY m.{_NUMBER[table]} LIMIT ?"
         rows = self._connection.execute(sql, (*parameters, self._limit)).fetchall()
         return [self._found(table, row) for row in rows]
 
@@ -128,20 +129,22 @@ class Search:
 
 
 def _slice(
-    connection: sqlite3.Connection, *, table: Table, wanted: str, ends: tuple[int, int], now: int, limit: int
+    connection: Connection, *, table: Table, wanted: str, ends: tuple[int, int], now: int, limit: int
 ) -> tuple[list[Found], int]:
     """Search some rows between *ends*; return what was found, and the row to go on from."""
     # Rows that retention has removed may leave large gaps.
-    (first,) = connection.execute(f"SELECT min(rowid) FROM {table} WHERE rowid >= ?", ends[:1]).fetchone()
+    number = _NUMBER[table]
+    (first,) = connection.execute(f"SELECT min({number}) FROM {table} WHERE {number} >= ?", ends[:1]).fetchone()
     if first is None:
         return [], ends[1] + 1
     last = min(first + _SLICE_ROWS - 1, ends[1])
     return Search(connection, now, limit).related(table, wanted, first, last), last + 1
 
 
-def _ends(connection: sqlite3.Connection, *, table: Table) -> tuple[int, int]:
+def _ends(connection: Connection, *, table: Table) -> tuple[int, int]:
     """Return the first and the last row; the second is the smaller one if there is none."""
-    sql = f"SELECT (SELECT min(rowid) FROM {table}), (SELECT max(rowid) FROM {table})"
+    number = _NUMBER[table]
+    sql = f"SELECT (SELECT min({number}) FROM {table}), (SELECT max({number}) FROM {table})"
     first, last = connection.execute(sql).fetchone()
     return (1, 0) if first is None else (first, last)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Sequence
 from itertools import chain
 
+from tidewire.kit.sqllog.home import Connection
+from tidewire.kit.sqllog.log import Store
+from tidewire.kit.sqllog.shared import Shared
 from tidewire.model import Message, Receipt
-from tidewire.transports.sqlite.log import Store
-from tidewire.transports.sqlite.shared import Shared
 
 __all__ = ["Publish"]
 
@@ -22,11 +22,15 @@ class Publish:
         self._shared = shared
         self._messages = messages
 
-    def __call__(self, connection: sqlite3.Connection) -> list[Receipt]:
+    def doubt(self) -> list[Receipt]:
+        """Return what is said where nobody knows what became of them."""
+        return [Receipt(message.id, "unknown", detail="the connection was lost") for message in self._messages]
+
+    def __call__(self, connection: Connection) -> list[Receipt]:
         return self.together(connection, [self])[0]
 
     @classmethod
-    def together(cls, connection: sqlite3.Connection, jobs: Sequence[Publish]) -> list[list[Receipt]]:
+    def together(cls, connection: Connection, jobs: Sequence[Publish]) -> list[list[Receipt]]:
         """Store what *jobs* have, in their order, and return the receipts of each."""
         shared = jobs[0]._shared
         store = Store(connection, shared.names, shared.clock.now_us())

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
 
 from tidewire.clock import microseconds
 from tidewire.errors import TransportRefused
+from tidewire.kit.sqllog.counting import Here, Place, describe_topics, list_places, live_owners, measure
+from tidewire.kit.sqllog.home import Connection
+from tidewire.kit.sqllog.names import TopicRow
+from tidewire.kit.sqllog.reading import MESSAGE_COLUMNS, message_of
+from tidewire.kit.sqllog.shared import Shared
 from tidewire.model import Address, Browsed, DeadChannel, GroupInfo, InboxChannel, Stats, Topic, TopicInfo
-from tidewire.transports.sqlite.counting import Here, Place, describe_topics, list_places, live_owners, measure
-from tidewire.transports.sqlite.log import TopicRow
-from tidewire.transports.sqlite.reading import MESSAGE_COLUMNS, message_of
-from tidewire.transports.sqlite.shared import Shared
 
-__all__ = ["SqliteInspector"]
+__all__ = ["LogInspector"]
 
 
-class SqliteInspector:
+class LogInspector:
     """See `tidewire.protocols.Inspector`."""
 
     def __init__(self, shared: Shared) -> None:
@@ -26,44 +26,44 @@ class SqliteInspector:
 
     async def topics(self) -> Sequence[TopicInfo]:
         """Count each topic's messages by index; what waits for its time is none yet."""
-        return await self._shared.aside.run(describe_topics)
+        return await self._shared.home.beside(describe_topics)
 
     async def groups(self, topic: str | None = None) -> Sequence[GroupInfo]:
         """Count for every group, and name the members that have live leases."""
-        aside = self._shared.aside
+        beside = self._shared.home.beside
         found: list[GroupInfo] = []
-        for place in await aside.run(lambda connection: list_places(connection, topic)):
-            found.append(await aside.run(partial(_describe, place=place, here=self._here())))
+        for place in await beside(lambda connection: list_places(connection, topic)):
+            found.append(await beside(partial(_describe, place=place, here=self._here())))
         return found
 
     async def stats(self, topic: str, group: str) -> Stats:
         """Count by index. *in_flight* is None while a member of another process has lanes: only it knows."""
-        found, sub = self._names(topic, group)
+        found, sub = await self._names(topic, group)
         place, here = Place(sub, found.id, topic, group), self._here()
-        return await self._shared.aside.run(lambda connection: measure(connection, place, here))
+        return await self._shared.home.beside(lambda connection: measure(connection, place, here))
 
     async def browse(self, address: Address, *, after: int | str | None = None, limit: int = 100) -> Sequence[Browsed]:
         """Read without consuming. What a topic keeps until its time is not in its log yet, so it is not seen here."""
         start = 0 if after is None else _number(after)
-        table, column, number = self._place(address)
+        table, column, number = await self._place(address)
         where = f"WHERE m.{column} = ? AND m.seq > ? ORDER BY m.seq LIMIT ?"
         sql = f"SELECT m.seq, m.at, {MESSAGE_COLUMNS} FROM {table} m {where}"
 
-        def look(connection: sqlite3.Connection) -> list[Browsed]:
+        def look(connection: Connection) -> list[Browsed]:
             rows = connection.execute(sql, (number, start, limit))
             return [Browsed(message_of(address, columns), seq, at) for seq, at, *columns in rows]
 
-        return await self._shared.aside.run(look)
+        return await self._shared.home.beside(look)
 
     async def seek(self, topic: str, group: str, *, to: int | str | datetime) -> None:
         """Move the cursors of an inactive group."""
-        found, sub = self._names(topic, group)
+        found, sub = await self._names(topic, group)
         shared = self._shared
 
-        def move(connection: sqlite3.Connection) -> None:
+        def move(connection: Connection) -> None:
             active = connection.execute(
                 "SELECT owner FROM cursor WHERE sub = ? AND owner != '' AND boot = ? AND until > ? LIMIT 1",
-                (sub, shared.boot, shared.clock.ticks()),
+                (sub, shared.home.boot, shared.clock.ticks()),
             ).fetchone()
             if active is not None:
                 raise TransportRefused(
@@ -82,10 +82,10 @@ class SqliteInspector:
         """Remove dead letters."""
         if not isinstance(channel, DeadChannel):
             raise TransportRefused("only dead letters can be removed", hint="messages of a topic go by its retention")
-        _, sub = self._names(channel.topic, channel.group)
+        _, sub = await self._names(channel.topic, channel.group)
         wanted = [(sub, _number(position)) for position in positions]
 
-        def delete(connection: sqlite3.Connection) -> int:
+        def delete(connection: Connection) -> int:
             return max(0, connection.executemany("DELETE FROM dead WHERE sub = ? AND seq = ?", wanted).rowcount)
 
         return await self._shared.writer.submit(delete) if wanted else 0
@@ -100,25 +100,25 @@ class SqliteInspector:
                 out[lane.sub, lane.number] = frozenset(lane.out)
                 unsettled[lane.sub] = unsettled.get(lane.sub, 0) + lane.unsettled
         members = frozenset(receiver.subscription.member for receiver in shared.receivers)
-        return Here(members, out, unsettled, shared.boot, shared.clock.ticks(), shared.clock.now_us())
+        return Here(members, out, unsettled, shared.home.boot, shared.clock.ticks(), shared.clock.now_us())
 
-    def _names(self, topic: str, group: str) -> tuple[TopicRow, int]:
-        found, sub = self._shared.names.topic(topic), self._shared.names.sub(group, topic)
+    async def _names(self, topic: str, group: str) -> tuple[TopicRow, int]:
+        found, sub = await self._shared.names.find_topic(topic), await self._shared.names.find_sub(group, topic)
         if found is None or sub is None:
             raise TransportRefused(f"there is no group {group!r} on topic {topic!r}", hint="provision it first")
         return found, sub
 
-    def _place(self, address: Address) -> tuple[str, str, int]:
+    async def _place(self, address: Address) -> tuple[str, str, int]:
         if isinstance(address, Topic):
-            topic = self._shared.names.topic(address.name)
+            topic = await self._shared.names.find_topic(address.name)
             if topic is None:
                 raise TransportRefused(f"there is no topic {address.name!r}", hint="provision it first")
             return "log", "topic", topic.id
         table = "inbox" if isinstance(address, InboxChannel) else "dead"
-        return table, "sub", self._names(address.topic, address.group)[1]
+        return table, "sub", (await self._names(address.topic, address.group))[1]
 
 
-def _describe(connection: sqlite3.Connection, *, place: Place, here: Here) -> GroupInfo:
+def _describe(connection: Connection, *, place: Place, here: Here) -> GroupInfo:
     return GroupInfo(
         topic=place.name,
         group=place.group,
@@ -134,7 +134,7 @@ def _number(position: int | str) -> int:
         raise TransportRefused(f"{position!r} is no position of this broker") from None
 
 
-def _position(connection: sqlite3.Connection, topic: TopicRow, to: int | str | datetime) -> int:
+def _position(connection: Connection, topic: TopicRow, to: int | str | datetime) -> int:
     """Return the position after which reading begins.
 
     Raises:

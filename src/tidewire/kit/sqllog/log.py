@@ -2,77 +2,24 @@
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any
 from zlib import crc32
 
 import msgspec
 
+from tidewire.kit.sqllog.home import Connection
+from tidewire.kit.sqllog.names import Names, TopicRow
+from tidewire.kit.sqllog.retention import trim
 from tidewire.model import Address, DeadChannel, InboxChannel, Message, Receipt, Topic
 from tidewire.rules.names import is_topic_name
-from tidewire.transports.sqlite.retention import trim
 
-__all__ = ["MESSAGE_BYTES_MAX", "Names", "Store", "TopicRow", "append_due", "lane_of", "validated"]
+__all__ = ["MESSAGE_BYTES_MAX", "Store", "append_due", "checked", "lane_of", "validated"]
 
 MESSAGE_BYTES_MAX = 1 << 20
 _MARGIN = 32_768  # what a dead letter's own headers may add
 encode_headers = msgspec.json.Encoder().encode
-
-
-class TopicRow(NamedTuple):
-    """A topic as the file has it."""
-
-    id: int
-    name: str
-    lanes: int
-    retention: int | None
-    size_max: int | None
-
-
-class Names:
-    """Names and their numbers, remembered; what is not known is looked up, for another process may have made it."""
-
-    def __init__(self, read: Callable[..., sqlite3.Cursor]) -> None:
-        self._read = read
-        self._topics: dict[str, TopicRow] = {}
-        self._subs: dict[tuple[str, str], int] = {}
-        self.sources: dict[str, int] = {}
-        self.source_names: dict[int, str] = {}
-
-    def topic(self, name: str) -> TopicRow | None:
-        """Return the topic, or None."""
-        found = self._topics.get(name)
-        if found is None:
-            row = self._read(
-                "SELECT id, name, lanes, retention, size_max FROM topic WHERE name = ?", (name,)
-            ).fetchone()
-            if row is not None:
-                found = self._topics[name] = TopicRow(*row)
-        return found
-
-    def sub(self, group: str, topic: str) -> int | None:
-        """Return the number of (group, topic), or None."""
-        found = self._subs.get((group, topic))
-        if found is None:
-            row = self._read(
-                "SELECT m.id FROM member_of m JOIN topic t ON t.id = m.topic WHERE m.grp = ? AND t.name = ?",
-                (group, topic),
-            ).fetchone()
-            if row is not None:
-                found = self._subs[group, topic] = int(row[0])
-        return found
-
-    def source(self, number: int) -> str:
-        """Return a source's name."""
-        name = self.source_names.get(number)
-        if name is None:
-            if len(self.source_names) > 10_000:
-                self.source_names.clear()
-            name = str(self._read("SELECT name FROM source WHERE id = ?", (number,)).fetchone()[0])
-            self.source_names[number] = name
-        return name
 
 
 def lane_of(key: str | None, event_id: str, lanes: int) -> int:
@@ -80,8 +27,27 @@ def lane_of(key: str | None, event_id: str, lanes: int) -> int:
     return crc32((event_id if key is None else key).encode()) % lanes
 
 
+async def checked(messages: Sequence[Message], names: Names) -> list[Receipt | None]:
+    """Return what `validated` does, when every topic and group has been looked for.
+
+    Raises:
+        TransportUnavailable, TransportRefused: they cannot be read.
+    """
+    names.missing.clear()
+    verdicts = validated(messages, names)
+    for _ in range(2):  # a topic, and then its group
+        if not names.missing:
+            break
+        await names.look_up()
+        verdicts = validated(messages, names)
+    return verdicts
+
+
 def validated(messages: Sequence[Message], names: Names) -> list[Receipt | None]:
-    """Return a rejection for what cannot be stored, None for the rest; after a rejection its key is rejected too."""
+    """Return a rejection for what cannot be stored, None for the rest; after a rejection its key is rejected too.
+
+    What *names* does not know is rejected, and noted there as missing.
+    """
     verdicts: list[Receipt | None] = []
     failed: set[tuple[Address, str]] = set()
     for message in messages:
@@ -116,13 +82,14 @@ def _refusal(message: Message, topic: str, names: Names) -> Receipt | None:
             texts.encode()
     except UnicodeEncodeError:
         return Receipt(message.id, "rejected", "invalid", "a text holds a lone surrogate")
-    return None
+    why = None if names.refusal is None else names.refusal(message)
+    return None if why is None else Receipt(message.id, "rejected", "invalid", why)
 
 
 class Store:
     """One call's messages on their way into the tables."""
 
-    def __init__(self, connection: sqlite3.Connection, names: Names, now: int) -> None:
+    def __init__(self, connection: Connection, names: Names, now: int) -> None:
         self.connection = connection
         self.names = names
         self.now = now
@@ -254,8 +221,8 @@ class Store:
         return topic
 
     def _last(self) -> int:
-        row = self.connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'log'").fetchone()
-        return 0 if row is None else int(row[0])
+        row = self.connection.execute("SELECT max(seq) FROM log").fetchone()  # the primary key
+        return int(row[0] or 0)
 
 
 def _append(rows: int) -> str:
@@ -267,7 +234,7 @@ _TOGETHER = 32
 _APPEND, _APPEND_TOGETHER = _append(1), _append(_TOGETHER)
 
 
-def append_due(connection: sqlite3.Connection, now: int) -> set[int]:
+def append_due(connection: Connection, now: int) -> set[int]:
     """Append delayed messages whose time has come to the log, in the order of their times; return their topics."""
     rows = connection.execute(  # delayed_due
         "SELECT d.row, d.topic, t.lanes, d.id, d.source, d.key, d.headers, d.body FROM delayed d "
