@@ -82,6 +82,8 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     ("typing", "src/tidewire/testing/seen.py"): "an event is of the user's own class",
     ("typing", "src/tidewire/testing/virtual.py"): "callbacks and what they return, as the loop's own signatures",
     ("typing", "src/tidewire/testing/world.py"): "events and stores' handles are the user's own types",
+    ("task", "src/tidewire/testing/simulation/models/intake.py"): "a crew owns its tasks; `close` awaits them",
+    ("positional", "src/tidewire/testing/simulation/models/"): "requests as brokers have them: group, member, epoch",
     ("task", "src/tidewire/testing/lives.py"): "a life outlives the call that starts it; `stop` and `ended` await it",
     # Errors are caught whole where one place decides what they mean, or where a half-done act is undone and they rise.
     ("broad except", "src/tidewire/codecs/json.py"): "a decoder raises DecodeError and nothing else (R13)",

@@ -89,6 +89,7 @@ class Simulation:
         self.weather = Weather(faults, chance)
         self.named: Callable[[Message], str] | None = None
         self.broker = broker
+        self.broker.under(self.weather)
         self.stores = stores
         self.history = history
         self.lives: dict[str, Life] = {}

@@ -34,6 +34,7 @@ from tidewire.testing.simulation.hosts import BrokerHost, StoreHost
 from tidewire.testing.simulation.loop import Process, SimLoop, current_process
 from tidewire.testing.simulation.shop import Book, Effect
 from tidewire.testing.simulation.strands import Blocked, Threading
+from tidewire.testing.simulation.weather import Weather
 from tidewire.transports.sqlite import home, open_sqlite_transport
 
 __all__ = ["SqliteGround"]
@@ -142,6 +143,9 @@ class SqliteGround:
     def repeat(self, draw: float) -> bool:
         """This broker hands nothing out twice by itself."""
         return False
+
+    def under(self, weather: Weather) -> None:
+        """All that goes wrong happens on the wire."""
 
     @asynccontextmanager
     async def open(self, process: Process, parts: Parts) -> AsyncGenerator[Any]:

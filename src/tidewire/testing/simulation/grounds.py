@@ -11,6 +11,9 @@ from tidewire.testing.simulation.checkers import History, Op
 from tidewire.testing.simulation.clock import SimClock
 from tidewire.testing.simulation.hosts import BrokerHost, MemoryHost, MemoryStores, StoreHost
 from tidewire.testing.simulation.loop import SimLoop
+from tidewire.testing.simulation.models.catalogue import MODELS
+from tidewire.testing.simulation.models.host import ModelHost
+from tidewire.testing.simulation.models.links import Link
 from tidewire.testing.simulation.shop import Book, Effect
 from tidewire.transports.memory import MemoryTransport
 
@@ -83,8 +86,14 @@ def opened_ground(kind: str, loop: SimLoop, *, dedup: bool) -> Ground:
         from tidewire.testing.simulation.files import SqliteGround
 
         return SqliteGround(loop)
+    clock = SimClock(loop)
+    if kind in MODELS:
+        server = MODELS[kind](clock)
+        server.cramp()
+        return MemoryGround(clock, ModelHost(server, loop), inspector=server.client(Link(server)))
     assert kind == "memory", f"there is no ground {kind!r}"
-    return MemoryGround(loop, dedup=dedup)
+    host = MemoryHost(clock, dedup=timedelta(days=7) if dedup else timedelta(0))
+    return MemoryGround(clock, host, inspector=MemoryTransport(host.broker))
 
 
 class MemoryBook:
@@ -100,13 +109,12 @@ class MemoryBook:
 
 
 class MemoryGround:
-    """The memory broker and memory stores."""
+    """Memory stores, and the memory broker or the model of another one; *inspector* is a transport of it."""
 
-    def __init__(self, loop: SimLoop, *, dedup: bool) -> None:
-        clock = SimClock(loop)
-        self._host = MemoryHost(clock, dedup=timedelta(days=7) if dedup else timedelta(0))
+    def __init__(self, clock: SimClock, host: BrokerHost, *, inspector: Any) -> None:
+        self._host = host
         self._stores = MemoryStores(clock)
-        self._inspector = MemoryTransport(self._host.broker)
+        self._inspector = inspector
         self.book = MemoryBook()
 
     @property

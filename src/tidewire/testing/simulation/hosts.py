@@ -12,6 +12,7 @@ from tidewire.runtime.parts import Parts
 from tidewire.testing.simulation.clock import SimClock
 from tidewire.testing.simulation.loop import Process
 from tidewire.testing.simulation.stores import Database
+from tidewire.testing.simulation.weather import Weather
 from tidewire.transports.memory import MemoryBroker, open_memory_transport
 from tidewire.transports.memory.log import Entry
 
@@ -31,6 +32,10 @@ class BrokerHost(Protocol):
 
     def repeat(self, draw: float) -> bool:
         """Hand a stored message out once more, as brokers may; *draw* (0 to 1) chooses it. False if there is none."""
+        ...
+
+    def under(self, weather: Weather) -> None:
+        """Hear of what can go wrong on the way to it, before the first process opens a transport."""
         ...
 
 
@@ -64,6 +69,9 @@ class MemoryHost:
         name, entry = stored[int(draw * len(stored))]
         _append(self.broker, name, entry)
         return True
+
+    def under(self, weather: Weather) -> None:
+        """All that goes wrong happens on the wire."""
 
 
 class MemoryStores:

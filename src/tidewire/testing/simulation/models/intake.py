@@ -1,0 +1,151 @@
+"""What the adapters of all models need on their side of the link: a bell, the outstanding receive, and tasks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from tidewire.errors import TidewireError
+from tidewire.model import Delivery, LaneEvent
+
+__all__ = ["Bell", "Crew", "Intake"]
+
+
+T = TypeVar("T")
+
+
+class Bell:
+    """News for somebody who may not be listening yet: what rang since *heard* ends a wait at once."""
+
+    def __init__(self) -> None:
+        self.rings = 0
+        self._futures: dict[asyncio.Future[None], None] = {}
+
+    def ring(self) -> None:
+        """Wake whoever waits, and whoever was about to."""
+        self.rings += 1
+        for future in list(self._futures):
+            _resolve(future)
+
+    async def wait(self, heard: int, longest: float) -> None:
+        """Wait until it has rung more than *heard* times, or for *longest* seconds."""
+        if self.rings != heard or longest <= 0:
+            return
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+        self._futures[future] = None
+        timer = loop.call_later(longest, _resolve, future)
+        try:
+            await future
+        finally:
+            timer.cancel()
+            del self._futures[future]
+
+
+class Crew:
+    """Tasks that live as long as a client; `close` cancels them and waits for their end."""
+
+    def __init__(self) -> None:
+        self._tasks: list[asyncio.Task[Any]] = []
+
+    def add(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run *work* beside the client."""
+        self._tasks = [task for task in self._tasks if not task.done() or _defect(task) is not None]
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.append(task)
+        return task
+
+    async def close(self) -> None:
+        """End all tasks. What one of them raised and is no trouble of a broker is a defect, and rises."""
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        for task in tasks:
+            if (error := _defect(task)) is not None:
+                raise error
+
+
+def _defect(task: asyncio.Task[Any]) -> BaseException | None:
+    error = None if task.cancelled() else task.exception()
+    return None if isinstance(error, TidewireError) else error
+
+
+class Intake:
+    """The outstanding receive of one member.
+
+    *fetch* asks the server for up to so many deliveries; it runs as a task of its own, so that cancelling a receive
+    loses nothing: what it brings is kept for the next one. *due* says in how many seconds to ask again though no
+    bell has rung; None if only news matter.
+    """
+
+    def __init__(
+        self,
+        crew: Crew,
+        fetch: Callable[[int], Coroutine[Any, Any, Sequence[Delivery]]],
+        *,
+        due: Callable[[], float | None] = lambda: None,
+    ) -> None:
+        self.bell = Bell()
+        self.events: list[LaneEvent] = []
+        self.kept: deque[Delivery] = deque()
+        self._crew = crew
+        self._fetch = fetch
+        self._due = due
+        self._running: asyncio.Task[Sequence[Delivery]] | None = None
+
+    def tell(self, event: LaneEvent) -> None:
+        """Let the caller hear of a lane."""
+        self.events.append(event)
+        self.bell.ring()
+
+    async def take(self, limit: int, wait: timedelta, *, check: Callable[[], None]) -> list[Delivery | LaneEvent]:
+        """Return lane events and up to *limit* deliveries, as soon as there is one; empty only after *wait*.
+
+        *check* is called after each wait and may raise. What `fetch` raised rises here.
+        """
+        check()
+        loop = asyncio.get_running_loop()
+        end = loop.time() + wait.total_seconds()
+        while True:
+            check()
+            heard = self.bell.rings
+            if found := self._ready(limit):
+                return found
+            if limit > 0:
+                if self._running is None:
+                    self._running = self._crew.add(self._fetch(limit))
+                running = self._running
+                await asyncio.wait({running})
+                if self._running is running:
+                    self._running = None
+                    self.kept += running.result()
+                check()
+                if found := self._ready(limit):
+                    return found
+            rest = end - loop.time()
+            if rest <= 0:
+                return []
+            due = self._due() if limit > 0 else None
+            await self.bell.wait(heard, rest if due is None else min(rest, max(due, 0.001)))
+
+    def drop(self, lane: str) -> list[Delivery]:
+        """Take back what is kept of a lane."""
+        gone = [one for one in self.kept if one.lane == lane]
+        self.kept = deque(one for one in self.kept if one.lane != lane)
+        return gone
+
+    def _ready(self, limit: int) -> list[Delivery | LaneEvent]:
+        found: list[Delivery | LaneEvent] = list(self.events)
+        self.events.clear()
+        found += [self.kept.popleft() for _ in range(min(limit, len(self.kept)))]
+        return found
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
