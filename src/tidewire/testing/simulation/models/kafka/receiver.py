@@ -262,11 +262,12 @@ class KafkaReceiver:
         for _, _, arrivals in wanted:
             arrivals.more = False
         limit = min(room, _FETCH_MAX)
-        found: Sequence[tuple[Place, Sequence[Record]]] | None = None
+        answered = False
         try:
             found = await self._link.call(self._server.fetch, wanted, limit=limit)
+            answered = True
         finally:
-            if found is None:  # there was no answer, or nobody to hear it
+            if not answered:
                 for _, _, arrivals in wanted:
                     arrivals.more = True
         for place, records in found:
