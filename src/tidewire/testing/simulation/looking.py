@@ -44,7 +44,8 @@ class Aftermath:
         """Read the stores and the dead channels: what is there is what counts."""
         history, ground = self.history, self.ground
         self.violations += [Violation("process", trouble) for trouble in simulation.troubles]
-        hidden = sum(simulation.weather.counts.values())
+        # What is held knows its failures in memory: who loses a lane forgets them, as who dies does.
+        hidden = sum(simulation.weather.counts.values()) + sum(1 for _ in history.of("lane", "fail"))
         if hidden:
             history.add(Op(f="crash", type="info", n=hidden * self.world.tuning.attempts))
         for name in ("web", *GROUPS):
