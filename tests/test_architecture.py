@@ -48,7 +48,13 @@ SEPARATE = frozenset({"transports", "stores", "registries", "middleware"})
 CLIENTS: dict[str, str | tuple[str, ...]] = {
     "cronsim": "tidewire.rules.recurrence",  # cron expressions, for whoever asks for tidewire[cron]
     "hypothesis": "tidewire.testing.codecs.",  # bodies nobody thought of, for whoever holds a codec to the suite
-    "psycopg": "tidewire.kit.handles.psycopg",  # a cursor of our own on a caller's connection
+    # The driver of the store in PostgreSQL, and a cursor of our own on a caller's connection.
+    "psycopg": (
+        "tidewire.kit.postgres.",
+        "tidewire.stores.postgres.",
+        "tidewire.kit.handles.psycopg",
+        "tidewire.config",
+    ),
     "pytest": "tidewire.testing.",  # the plugin, which pytest loads, and suites whose cases skip and compare
     "starlette": "tidewire.cli.demo.",  # the shop takes orders over HTTP
     "uvicorn": "tidewire.cli.demo.",  # and serves them

@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 
 from tidewire.clock import SystemClock
-from tidewire.errors import ConfigurationError, StoreRefused, TransportRefused
+from tidewire.errors import ConfigurationError, MissingExtra, StoreRefused, TransportRefused
 from tidewire.protocols import BrokerLook, Clock, Store, StoreLook, Transport
 from tidewire.rules.findings import Section
 
@@ -166,19 +166,33 @@ def open_transport(url: str, *, create: bool = True) -> AbstractAsyncContextMana
 
 
 def open_store(
-    url: str, *, create: bool = True, clock: Clock | None = None, poll: timedelta = timedelta(milliseconds=250)
+    url: str,
+    *,
+    create: bool = True,
+    provision: bool = False,
+    clock: Clock | None = None,
+    poll: timedelta = timedelta(milliseconds=250),
 ) -> AbstractAsyncContextManager[Store]:
-    """Return the context manager that opens the store at *url*: ``memory://``, ``sqlite:///path``, or what a
-    package provides: the entry point of the group ``tidewire.stores`` whose name is the scheme.
+    """Return the context manager that opens the store at *url*: ``memory://``, ``sqlite:///path``,
+    ``postgresql://user@host/database``, or what a package provides: the entry point of the group ``tidewire.stores``
+    whose name is the scheme.
 
-    Without *create* a file that is not there is refused, for whoever only looks. *clock* is the
-    system's unless given; *poll*: how often to look for what other processes have put into the outbox.
+    Without *create* a file that is not there is refused, for whoever only looks. *provision*: make or upgrade the
+    tables in a PostgreSQL database; else they must be there. *clock* is the system's unless given; *poll*: how often
+    to look for what other processes have put into the outbox.
 
     Raises:
         ConfigurationError: not a URL of a store; names what it could be, or the package that cannot be loaded.
+        MissingExtra: a client library is not installed.
         StoreRefused: no such file.
     """
     scheme = _scheme(url, "store")
+    if scheme == "postgresql":
+        try:
+            from tidewire.stores.postgres import open_postgres_store
+        except ImportError as error:
+            raise MissingExtra("a store in PostgreSQL needs psycopg", hint="pip install tidewire[postgres]") from error
+        return open_postgres_store(url, clock=clock, poll=poll, provision=provision and create)
     if scheme not in _BUILT_IN:
         provided: OpenStore = _provided(url, "store", "tidewire.stores")
         return provided(url, create=create, clock=clock, poll=poll)

@@ -29,7 +29,9 @@ async def serve(service: Service, settings: Settings, *, parts: Parts | None = N
     )
     async with AsyncExitStack() as stack:
         transport = await stack.enter_async_context(open_transport(settings.broker))
-        store = await stack.enter_async_context(open_store(settings.store)) if settings.store else None
+        store = None
+        if settings.store:
+            store = await stack.enter_async_context(open_store(settings.store, provision=settings.provision))
         await serve_until_signal(
             service, transport=transport, store=store, options=options, parts=parts, probe=settings.probe_address()
         )

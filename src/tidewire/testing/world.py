@@ -377,7 +377,7 @@ async def _opened_store(stack: AsyncExitStack, service: Service, store: str | bo
         return await stack.enter_async_context(open_memory_store(clock=clock))
     url = store.replace("{service}", service.name)
     poll = timedelta(hours=1)  # nobody else writes it, and an hour may pass at once
-    return await stack.enter_async_context(open_store(url, clock=clock, poll=poll))
+    return await stack.enter_async_context(open_store(url, provision=True, clock=clock, poll=poll))
 
 
 def _group(message: Message) -> str:

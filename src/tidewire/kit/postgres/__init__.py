@@ -1,0 +1,1 @@
+"""PostgreSQL, as every adapter to it sees it: where it is, its connections, what its errors mean."""

@@ -1,0 +1,306 @@
+"""One PostgreSQL connection on the event loop: several statements to a round trip, by libpq's pipeline mode.
+
+psycopg opens the connection and turns values into parameters and back; what it costs to run one statement by its
+cursors is more than PostgreSQL needs to execute it, so statements are sent here. ADR 0008 has the figures.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeAlias
+
+import psycopg
+from psycopg.adapt import PyFormat, Transformer
+from psycopg.errors import error_from_result
+from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus
+from psycopg.pq.abc import PGresult
+
+__all__ = ["Answers", "Statement", "Wire", "connect_wire"]
+
+Statement: TypeAlias = tuple[str, Sequence[Any]]
+"""SQL with ``$1`` placeholders, and its parameters."""
+
+_PREPARED_MAX = 200
+_SEEN_MAX = 1_000
+_FINE = frozenset({ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK, ExecStatus.EMPTY_QUERY})
+_AUTO: dict[int, list[PyFormat]] = {}
+_Key: TypeAlias = tuple[str, tuple[int, ...]]
+
+
+class _Converter(Protocol):
+    """What psycopg's `Transformer` does with values; its C implementation has no type that checkers can name."""
+
+    @property
+    def types(self) -> tuple[int, ...] | None: ...
+    @property
+    def formats(self) -> Sequence[Any] | None: ...
+
+    def dump_sequence(self, params: Sequence[Any], formats: Sequence[PyFormat], /) -> Sequence[Any]: ...
+    def set_pgresult(self, result: PGresult | None, /) -> None: ...
+    def load_rows(self, row0: int, row1: int, make_row: Any, /) -> list[Any]: ...
+
+
+class Answers:
+    """What a batch of statements came to: a result for each up to the first that failed, at *failed*, with *error*.
+
+    *lost*: the connection broke before all was answered; what had been sent may have happened or not.
+    """
+
+    __slots__ = ("_converter", "error", "failed", "lost", "results")
+
+    def __init__(self, converter: _Converter) -> None:
+        self._converter = converter
+        self.results: list[PGresult] = []
+        self.failed = -1
+        self.error: psycopg.Error | None = None
+        self.lost = False
+
+    def rows(self, index: int = -1) -> list[tuple[Any, ...]]:
+        """Return the rows of one statement."""
+        result = self.results[index]
+        if not result.nfields:
+            return []
+        self._converter.set_pgresult(result)
+        return self._converter.load_rows(0, result.ntuples, tuple)
+
+    def skip(self, number: int) -> None:
+        """Forget the results of the first *number* statements."""
+        del self.results[:number]
+
+    def count(self, index: int = -1) -> int:
+        """Return how many rows a statement has touched, or -1 for one that touches none."""
+        found = self.results[index].command_tuples
+        return -1 if found is None else found
+
+
+class _Batch:
+    """Statements that are sent and not yet answered. *kinds* holds for each command the key that it prepares, or
+    None for one that is a statement."""
+
+    __slots__ = ("answers", "done", "kinds", "position")
+
+    def __init__(self, answers: Answers, done: asyncio.Future[Answers]) -> None:
+        self.answers = answers
+        self.done = done
+        self.kinds: list[_Key | None] = []
+        self.position = 0
+
+
+class Wire:
+    """A connection that is this process's own. Batches are answered in the order in which they were sent.
+
+    A batch is sent at once and ends with a sync: outside a transaction it is one by itself, and after a failure the
+    rest of it is skipped by the server. Errors come back in `Answers`; `run` raises only when cancelled, and the batch
+    then goes on: `busy` says so.
+    """
+
+    def __init__(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        self._connection = connection
+        self._pg = connection.pgconn
+        self._pg.nonblocking = 1
+        self._loop = asyncio.get_running_loop()
+        self._converter: _Converter = Transformer(connection)
+        self._pending: deque[_Batch] = deque()
+        self._prepared: dict[_Key, bytes] = {}
+        self._seen: dict[_Key, int] = {}
+        self._count = 0
+        self._writing = False
+        self._pg.enter_pipeline_mode()
+        self._socket = self._pg.socket
+        self._loop.add_reader(self._socket, self._readable)
+        self.alive = True
+
+    @property
+    def busy(self) -> bool:
+        """Whether something that was sent is not answered yet."""
+        return bool(self._pending)
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether the server has a transaction open, as of the last answer."""
+        return self._pg.transaction_status not in (TransactionStatus.IDLE, TransactionStatus.UNKNOWN)
+
+    @property
+    def pid(self) -> int:
+        """The server's process that serves this connection."""
+        return self._pg.backend_pid
+
+    def parameter(self, name: str) -> str:
+        """Return what the server has told of one of its settings, or nothing."""
+        return (self._pg.parameter_status(name.encode()) or b"").decode()
+
+    def send(self, statements: Sequence[Statement], *, prepare_at: int = 1) -> asyncio.Future[Answers]:
+        """Send *statements* now, to be answered together; each is prepared when it is seen the *prepare_at*-th time.
+
+        Raises:
+            psycopg.ProgrammingError, psycopg.DataError: a parameter cannot be sent; nothing was.
+        """
+        done: asyncio.Future[Answers] = self._loop.create_future()
+        answers = Answers(self._converter)
+        if not self.alive:
+            answers.lost = True
+            answers.error = psycopg.OperationalError("the connection is closed")
+            done.set_result(answers)
+            return done
+        encoded = [self._encoded(sql, parameters) for sql, parameters in statements]
+        batch = _Batch(answers, done)
+        try:
+            for key, values, formats in encoded:
+                self._send_one(batch, key, values, formats=formats, prepare_at=prepare_at)
+            self._pg.pipeline_sync()
+        except psycopg.OperationalError as error:
+            self._pending.append(batch)
+            self._break(error)
+            return done
+        self._pending.append(batch)
+        self._flush()
+        return done
+
+    async def run(self, *statements: Statement) -> Answers:
+        """Send *statements* and return what they came to. Each is prepared at its first use: for our own SQL."""
+        return await asyncio.shield(self.send(statements))
+
+    async def quiet(self, *, patience: float, longest: float) -> bool:
+        """Wait until all is answered, and say whether the connection survives. What runs longer than *patience* seconds
+        is cancelled; what does not end *longest* seconds later is cut off."""
+        if self._pending and not await self._settled(patience):
+            try:
+                await self._connection.cancel_safe(timeout=longest)
+            except psycopg.Error as error:
+                self._break(error)
+            if self._pending and not await self._settled(longest):
+                self._break(psycopg.OperationalError("the server did not end a statement that was cancelled"))
+        return self.alive
+
+    def close(self) -> None:
+        """Close at once; what is not answered is lost. The server rolls back what was open."""
+        self._break(psycopg.OperationalError("the connection was closed by this process"))
+
+    async def _settled(self, longest: float) -> bool:
+        waiting = [batch.done for batch in self._pending if not batch.done.done()]
+        if waiting:
+            await asyncio.wait(waiting, timeout=longest)
+        return not self._pending
+
+    def _encoded(self, sql: str, parameters: Sequence[Any]) -> tuple[_Key, Sequence[Any] | None, Sequence[Any] | None]:
+        if not parameters:
+            return (sql, ()), None, None
+        count = len(parameters)
+        automatic = _AUTO.get(count)
+        if automatic is None:
+            automatic = _AUTO[count] = [PyFormat.AUTO] * count
+        values = self._converter.dump_sequence(parameters, automatic)
+        return (sql, self._converter.types or ()), values, self._converter.formats
+
+    def _send_one(
+        self,
+        batch: _Batch,
+        key: _Key,
+        values: Sequence[Any] | None,
+        *,
+        formats: Sequence[Any] | None,
+        prepare_at: int,
+    ) -> None:
+        pg = self._pg
+        name = self._prepared.get(key)
+        if name is None and self._is_to_prepare(key, prepare_at):
+            if len(self._prepared) >= _PREPARED_MAX:
+                oldest = self._prepared.pop(next(iter(self._prepared)))
+                pg.send_query_params(b"DEALLOCATE " + oldest, None)
+                batch.kinds.append(("", ()))
+            self._count += 1
+            name = self._prepared[key] = b"tidewire_%d" % self._count
+            pg.send_prepare(name, key[0].encode(), key[1] or None)
+            batch.kinds.append(key)
+        if name is None:
+            pg.send_query_params(key[0].encode(), values, key[1] or None, formats)
+        else:
+            pg.send_query_prepared(name, values, formats)
+        batch.kinds.append(None)
+
+    def _is_to_prepare(self, key: _Key, prepare_at: int) -> bool:
+        if prepare_at <= 1:
+            return True
+        seen = self._seen.get(key, 0) + 1
+        if len(self._seen) >= _SEEN_MAX:
+            self._seen.clear()
+        self._seen[key] = seen
+        return seen >= prepare_at
+
+    def _flush(self) -> None:
+        try:
+            rest = self._pg.flush()
+        except psycopg.OperationalError as error:
+            self._break(error)
+            return
+        if bool(rest) != self._writing:
+            self._writing = bool(rest)
+            if rest:
+                self._loop.add_writer(self._socket, self._flush)
+            else:
+                self._loop.remove_writer(self._socket)
+
+    def _readable(self) -> None:
+        """Take what has come; called by the loop, also when the server closes an idle connection."""
+        try:
+            self._pg.consume_input()
+            if self._writing:
+                self._flush()
+            while self._pending and not self._pg.is_busy():
+                result = self._pg.get_result()
+                if result is not None:
+                    self._take(self._pending[0], result)
+                elif self._pg.status != ConnStatus.OK:
+                    raise psycopg.OperationalError("the server closed the connection")
+        except psycopg.OperationalError as error:
+            self._break(error)
+
+    def _take(self, batch: _Batch, result: PGresult) -> None:
+        status, answers = result.status, batch.answers
+        if status == ExecStatus.PIPELINE_SYNC:
+            self._pending.popleft()
+            if not batch.done.done():
+                batch.done.set_result(answers)
+            return
+        key = batch.kinds[batch.position] if batch.position < len(batch.kinds) else None
+        batch.position += 1
+        if status in _FINE:
+            if key is None:
+                answers.results.append(result)
+            return
+        if key is not None:
+            self._prepared.pop(key, None)
+        if answers.error is None and status != ExecStatus.PIPELINE_ABORTED:
+            answers.failed = len(answers.results)
+            answers.error = error_from_result(result)
+            if status not in (ExecStatus.FATAL_ERROR, ExecStatus.BAD_RESPONSE):  # COPY has no place in a pipeline
+                self._break(answers.error)
+
+    def _break(self, error: psycopg.Error) -> None:
+        """The connection is of no use any more: everything that waits hears that it is lost."""
+        if not self.alive:
+            return
+        self.alive = False
+        self._loop.remove_reader(self._socket)
+        if self._writing:
+            self._loop.remove_writer(self._socket)
+        self._pg.finish()
+        while self._pending:
+            batch = self._pending.popleft()
+            batch.answers.lost = True
+            if batch.answers.error is None:
+                batch.answers.failed = len(batch.answers.results)
+                batch.answers.error = error
+            if not batch.done.done():
+                batch.done.set_result(batch.answers)
+
+
+async def connect_wire(url: str) -> Wire:
+    """Return a new connection to the database at *url*, as libpq reads it.
+
+    Raises:
+        psycopg.Error: it cannot be made.
+    """
+    return Wire(await psycopg.AsyncConnection[Any].connect(url, autocommit=True))

@@ -1,0 +1,53 @@
+"""How the store's own statements run beside its units: on connections of their own, each batch one transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tidewire.kit.postgres.errors import is_rerun, is_server, state_of
+from tidewire.kit.postgres.place import PostgresPlace
+from tidewire.kit.postgres.pool import PostgresPool
+from tidewire.kit.postgres.wire import Answers, Statement
+from tidewire.stores.postgres.migrate import STORE_ERRORS
+
+__all__ = ["Access"]
+
+_RERUNS_MAX = 5
+
+
+class Access:
+    """The store's own statements. *pool* is not that of the units, who would wait for each other otherwise."""
+
+    def __init__(self, place: PostgresPlace, pool: PostgresPool) -> None:
+        self.place = place
+        self._pool = pool
+
+    def table(self, name: str) -> str:
+        """Return the qualified name of a table."""
+        return self.place.named(name)
+
+    async def run(self, what: str, *statements: Statement) -> Answers:
+        """Run *statements* in one transaction, durably, in one round trip. Conflicts with others are tried again.
+
+        Raises:
+            StoreUnavailable: the database cannot be reached or written now; where the connection broke, what was sent
+                may have happened.
+            StoreRefused: a person must act.
+        """
+        answers = await self._once(statements)
+        for _ in range(_RERUNS_MAX):
+            if answers.error is None or answers.lost or not is_rerun(answers.error):
+                break
+            answers = await self._once(statements)
+        error = answers.error
+        if error is None:
+            return answers
+        if is_server(error) or answers.lost:
+            self._pool.forget_idle()
+        if answers.lost and not state_of(error):
+            raise STORE_ERRORS.lost(what, error) from error
+        raise STORE_ERRORS.typed(what, error) from error
+
+    async def _once(self, statements: Sequence[Statement]) -> Answers:
+        async with self._pool.lent() as wire:
+            return await wire.run(*statements)

@@ -1,0 +1,109 @@
+"""Opening the PostgreSQL store."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any
+
+from tidewire.clock import SystemClock
+from tidewire.kit.postgres.place import PostgresPlace, postgres_place
+from tidewire.kit.postgres.pool import PostgresPool
+from tidewire.model import Guard
+from tidewire.protocols import Clock
+from tidewire.stores.postgres.access import Access
+from tidewire.stores.postgres.backlog import PostgresBacklog
+from tidewire.stores.postgres.inbox import PostgresInbox
+from tidewire.stores.postgres.migrate import STORE_ERRORS, read_version, upgrade
+from tidewire.stores.postgres.outbox import PostgresOutbox
+from tidewire.stores.postgres.records import PostgresAttempts, PostgresHeldKeys, PostgresLanes, guard_sql
+from tidewire.stores.postgres.schema import check_version, index_name
+from tidewire.stores.postgres.timetable import PostgresTimetable
+from tidewire.stores.postgres.tx import PostgresTx, SyncPostgresTx
+from tidewire.stores.postgres.unit import Core, PostgresUnit
+
+__all__ = ["PostgresStore", "open_postgres_store"]
+
+_OWN_CONNECTIONS = 3
+_CLOSE_MAX = 5.0
+
+
+class PostgresStore:
+    """The service's own PostgreSQL database; see `tidewire.protocols.Store`.
+
+    Each unit has a connection of its own while it runs, out of a bounded pool; what the store does besides has a few
+    of its own, so that no unit waits for another. Leases are judged by the database's clock.
+    """
+
+    def __init__(self, place: PostgresPlace, *, clock: Clock, poll: timedelta) -> None:
+        self.place = place
+        self.pool = PostgresPool(place, STORE_ERRORS, size=place.connections)
+        self.own = PostgresPool(place, STORE_ERRORS, size=_OWN_CONNECTIONS)
+        access = self.access = Access(place, self.own)
+        self.inbox = PostgresInbox(access, clock)
+        self.attempts = PostgresAttempts(access)
+        self.held = PostgresHeldKeys(access)
+        self.lanes = PostgresLanes(access)
+        self.timetable = PostgresTimetable(access)
+        self.outbox = PostgresOutbox(access, clock, poll=poll)
+        self.backlog = PostgresBacklog(access, self.outbox)
+        self._core = Core(
+            self.pool, STORE_ERRORS, self.outbox,
+            guard_sql=guard_sql(access), mark_index=index_name(place, "mark_once"),
+            handle=PostgresTx, sync_handle=SyncPostgresTx, loop=asyncio.get_running_loop(),
+        )  # fmt: skip
+        self.inbox.attach(self._core)
+        self.timetable.attach(self._core)
+        self.outbox.attach(self._core)
+
+    def unit(self, guard: Guard | None = None, *, label: str = "") -> PostgresUnit:
+        """Return a unit that has not begun; it takes a connection at its first statement, or for its seal."""
+        return PostgresUnit(self._core, guard)
+
+    def saturated(self) -> bool:
+        """Whether one more unit would have to wait for a connection."""
+        return self.pool.saturated()
+
+    def adopt_tx(self, tx: Any) -> PostgresUnit | None:
+        """Return the unit of a `PostgresTx` or `SyncPostgresTx` of this store."""
+        if isinstance(tx, PostgresTx | SyncPostgresTx) and tx.unit.core is self._core:
+            return tx.unit
+        return None
+
+    async def close(self) -> None:
+        """Wait a little for the units that have begun, then close every connection."""
+        await self.outbox.close()
+        await self.pool.close(_CLOSE_MAX)
+        await self.own.close(_CLOSE_MAX)
+
+
+@asynccontextmanager
+async def open_postgres_store(
+    url: str,
+    *,
+    clock: Clock | None = None,
+    poll: timedelta = timedelta(milliseconds=250),
+    provision: bool = False,
+) -> AsyncGenerator[PostgresStore]:
+    """Open the store at *url* (see `postgres_place` for its parameters) and close it on leaving.
+
+    *provision*: make or upgrade the tables; otherwise they must be there. *poll*: how often to look for what others
+    have put into the outbox, should a notification be lost.
+
+    Raises:
+        ConfigurationError: the URL is none.
+        StoreRefused: the server refuses us, or the tables are missing, older, or of a newer tidewire.
+        StoreUnavailable: it cannot be reached, or takes no writes.
+    """
+    store = PostgresStore(postgres_place(url), clock=clock or SystemClock(), poll=poll)
+    try:
+        async with store.own.lent() as wire:
+            if provision:
+                await upgrade(wire, store.place)
+            check_version(store.place, await read_version(wire, store.place))
+        await store.outbox.open()
+        yield store
+    finally:
+        await store.close()
