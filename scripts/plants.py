@@ -5,17 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from itertools import chain
+from itertools import takewhile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "simulation"))
 
-import msgspec
-
 from planted_bugs import PLANTS, Plant
 
-from tidewire.testing.simulation import World, drawn_world
 from tidewire.testing.simulation.campaign import Totals, planted_run, run_worlds
 
 ENOUGH = 3
@@ -48,14 +44,8 @@ def hunted(plant: Plant, seeds: int, jobs: int) -> Totals:
     """Run worlds with *plant* in them, until three have found it or there are no more."""
     totals = Totals()
 
-    def worlds() -> Iterator[World]:
-        rare = [drawn_world(seed, ground="memory", size="large") for seed in plant.seeds]
-        for world in chain(rare, (drawn_world(seed, ground="memory") for seed in range(seeds))):
-            if len(totals.failures) >= ENOUGH:
-                return
-            yield msgspec.structs.replace(world, faults=msgspec.structs.replace(world.faults, clock_every=0.0))
-
-    run_worlds(worlds(), totals.add, jobs=jobs, batch=3, run=planted_run(plant.plant), seconds_max=SECONDS_MAX)
+    worlds = takewhile(lambda world: len(totals.failures) < ENOUGH, plant.worlds(range(seeds)))
+    run_worlds(worlds, totals.add, jobs=jobs, batch=3, run=planted_run(plant.plant), seconds_max=SECONDS_MAX)
     return totals
 
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import msgspec
 import planted_below
-from planting import PLANTS, Plant, patch, plant
+import planted_files
+from planting import PLANTS, Plant, large, patch, plant
 
 from tidewire.model import Handled, Message, Pending, Receipt
 from tidewire.operations import redrive
@@ -26,6 +27,7 @@ from tidewire.transports.memory import transport
 __all__ = ["PLANTS", "Plant"]
 
 assert planted_below.__doc__, "its plants are registered by importing it"
+assert planted_files.__doc__, "and so are these"
 
 
 # --- relay ----------------------------------------------------------------------------------------------------
@@ -324,13 +326,13 @@ def redrive_removes_first() -> None:
 # --- what the simulation itself has found ---------------------------------------------------------------------
 
 
-@plant("found by seed", 212, 343)
+@plant("found by seed", rare=large(212, 343))
 def timers_outlive_the_membership() -> None:
     """A held event's timer starts a worker in a group that has finished."""
     patch(workers.Workers, "end", lambda self: None)
 
 
-@plant("found by seed", 79, 116)
+@plant("found by seed", rare=large(79, 116))
 def a_batch_of_one_is_called_twice() -> None:
     """A batch handler that was given one event and failed is called again for the same attempt."""
     work_batch: Any = workers.Workers._work_batch

@@ -2,35 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["PLANTS", "Plant", "patch", "plant"]
+import msgspec
+
+from tidewire.testing.simulation import World, drawn_world
+
+__all__ = ["PLANTS", "Plant", "changed", "large", "patch", "plant"]
 
 
 @dataclass(frozen=True)
 class Plant:
-    """One bug: its *name*, the *hazard* it stands for, and what *plant* changes; *seeds* are large worlds that show a
-    rare one."""
+    """One bug: its *name*, the *hazard* it stands for, and what *plant* changes.
+
+    It is looked for in worlds on this *ground*; *power*: with this share of power losses among the deaths. *rare* are
+    worlds that show it, tried before all others.
+    """
 
     name: str
     hazard: str
     plant: Callable[[], None]
-    seeds: tuple[int, ...] = ()
+    ground: str = "memory"
+    power: float = 0.0
+    rare: tuple[World, ...] = ()
+
+    def worlds(self, seeds: Sequence[int]) -> Iterator[World]:
+        """Give the worlds in which to look for it. No clock is moved in drawn ones: waiting for it finds little."""
+        yield from self.rare
+        for seed in seeds:
+            world = changed(drawn_world(seed, ground=self.ground), clock_every=0.0)
+            yield changed(world, power=self.power, crash_every=300.0) if self.power else world
 
 
 PLANTS: list[Plant] = []
 
 
-def plant(hazard: str, *seeds: int) -> Callable[[Callable[[], None]], Callable[[], None]]:
-    """Register a bug under its function's name; the docstring says what it does."""
+def plant(hazard: str, **more: Any) -> Callable[[Callable[[], None]], Callable[[], None]]:
+    """Register a bug under its function's name; the docstring says what it does. *more* are fields of `Plant`."""
 
     def register(function: Callable[[], None]) -> Callable[[], None]:
-        PLANTS.append(Plant(function.__name__, hazard, function, seeds))
+        PLANTS.append(Plant(function.__name__, hazard, function, **more))
         return function
 
     return register
+
+
+def large(*seeds: int) -> tuple[World, ...]:
+    """Return the large worlds of *seeds*, on memory."""
+    return tuple(drawn_world(seed, ground="memory", size="large") for seed in seeds)
+
+
+def changed(world: World, **faults: Any) -> World:
+    """Return *world* with other *faults*."""
+    return msgspec.structs.replace(world, faults=msgspec.structs.replace(world.faults, **faults))
 
 
 def patch(owner: Any, name: str, value: Any) -> Any:

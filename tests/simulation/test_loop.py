@@ -101,6 +101,22 @@ def test_a_paused_process_catches_up() -> None:
     assert "a0\nstill\na1\na2\na goodbye" == told(main)
 
 
+def test_who_dies_while_it_stands_still_does_not_go_on() -> None:
+    """A process that lost its power while it was paused is dead: nobody hears of it, and nothing of it runs."""
+
+    async def main(loop: SimLoop, notes: list[str]) -> None:
+        process = Process(loop, "one")
+        process.on_pause.append(lambda paused: notes.append("stands" if paused else "goes on"))
+        process.start(steps(notes, "a"))
+        await asyncio.sleep(0.5)
+        process.pause()
+        process.kill()
+        process.resume()
+        await asyncio.sleep(10)
+
+    assert "a0\nstands" == told(main)
+
+
 def test_a_seed_repeats_the_order_of_steps() -> None:
     """The same seed takes the same steps; another one takes others."""
 

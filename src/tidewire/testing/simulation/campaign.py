@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 
 from tidewire.testing.simulation.checkers import History, Violation
+from tidewire.testing.simulation.grounds import sweep
 from tidewire.testing.simulation.scenario import run_world
 from tidewire.testing.simulation.worlds import Report, World
 
@@ -145,6 +146,7 @@ class _Child:
         """Reap the child; return the world it died in, if it did, and those it did not come to."""
         os.close(self.pipe)
         _, status = os.waitpid(self._pid, 0)
+        sweep(self._pid)
         left = self._worlds[self._done :]
         if not left:
             return None, []

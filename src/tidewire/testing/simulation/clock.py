@@ -19,6 +19,7 @@ class SimClock:
     def __init__(self, loop: SimLoop) -> None:
         self._loop = loop
         self.offset_us = 0
+        self.booted = 0.0
         self.rate = 1.0
 
     def now(self) -> datetime:
@@ -30,8 +31,8 @@ class SimClock:
         return START_US + round(self._loop.now * 1e6 * self.rate) + self.offset_us
 
     def ticks(self) -> int:
-        """Return nanoseconds since the simulation began."""
-        return round(self._loop.now * 1e9)
+        """Return nanoseconds since the machine was started."""
+        return round((self._loop.now - self.booted) * 1e9)
 
     def jump(self, by: timedelta) -> None:
         """Move the wall time, forwards or backwards."""

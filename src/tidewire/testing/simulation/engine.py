@@ -23,6 +23,7 @@ from tidewire.testing.simulation.checkers import History, Op
 from tidewire.testing.simulation.clock import SimClock, SimIds
 from tidewire.testing.simulation.hosts import BrokerHost, StoreHost
 from tidewire.testing.simulation.loop import Process, SimLoop, current_process
+from tidewire.testing.simulation.power import Powered
 from tidewire.testing.simulation.stores import SimStore
 from tidewire.testing.simulation.weather import Faults, Weather
 from tidewire.testing.simulation.wires import SimTransport, Wire
@@ -136,6 +137,18 @@ class Simulation:
         self._crash(self.lives[name].process)
 
     def _crash(self, process: Process) -> None:
+        """Let *process* die, or everybody: the power may fail instead."""
+        if self.faults.power and self.weather.on and self.chance.random() < self.faults.power:
+            self.weather.note("power loss")
+            for life in self.lives.values():
+                if life.process.alive:
+                    self._die(life.process)
+            if isinstance(self.broker, Powered):
+                self.broker.power_loss()
+        elif process.alive:
+            self._die(process)
+
+    def _die(self, process: Process) -> None:
         place = self.places[process.name]
         self.weather.note("kill")
         self.history.add(Op(f="crash", at=self._at, process=process.name, group=place.group))

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import os
 import shutil
 import sqlite3
 import sys
-import tempfile
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import timedelta
@@ -28,10 +28,13 @@ from tidewire.model import Mark
 from tidewire.runtime.parts import Parts
 from tidewire.runtime.producer import transaction
 from tidewire.stores.sqlite import open_sqlite_store
+from tidewire.stores.sqlite import store as storing
 from tidewire.testing.simulation.checkers import History, Op
 from tidewire.testing.simulation.clock import SimClock, SimIds
+from tidewire.testing.simulation.grounds import place_for_files
 from tidewire.testing.simulation.hosts import BrokerHost, StoreHost
 from tidewire.testing.simulation.loop import Process, SimLoop, current_process
+from tidewire.testing.simulation.power import Disk
 from tidewire.testing.simulation.shop import Book, Effect
 from tidewire.testing.simulation.strands import Blocked, Threading
 from tidewire.testing.simulation.weather import Weather
@@ -39,7 +42,6 @@ from tidewire.transports.sqlite import home, open_sqlite_transport
 
 __all__ = ["SqliteGround"]
 
-_MEMORY = Path("/dev/shm")  # noqa: S108 - files in memory, where the system has them
 _WITH_THREADS = ("tidewire.kit.", "tidewire.transports.sqlite.", "tidewire.stores.sqlite.")
 _AGAIN = 0.05
 _LOOK_EVERY = 0.05
@@ -101,21 +103,58 @@ class _Waker:
 
 
 class SqliteGround:
-    """One directory with a broker's file and the services' files; one machine, with one clock."""
+    """One directory with a broker's file and the services' files; one machine, with one clock.
 
-    def __init__(self, loop: SimLoop) -> None:
+    With *power* the machine can lose its power; the files that survive are in a new directory then, since the dead
+    still have the old ones open.
+    """
+
+    def __init__(self, loop: SimLoop, *, power: bool = False) -> None:
         self.loop = loop
         self.book: Book = SqliteBook()
         self.clock = SimClock(loop)
-        self.directory = Path(tempfile.mkdtemp(prefix="tidewire-", dir=_MEMORY if _MEMORY.is_dir() else None))
+        self._place = place_for_files()
+        self._boots = 0
+        self._disk: Disk | None = None
+        self._power = power
         self._inspector: Any = None
         self._stack = AsyncExitStack()
+        self._graves: list[object] = []
         self._names: list[str] = []
         self._noted: tuple[History, Callable[[], int]] | None = None
-        _install(loop)
+        self.directory = self._boot()
+        _install(loop, self)
+
+    def boot_id(self) -> str:
+        """Return what tells this start of the machine from the others."""
+        return f"boot {self._boots}"
+
+    def _boot(self, files: Iterable[tuple[str, bytes]] = ()) -> Path:
+        """Start the machine with *files*."""
+        self._boots += 1
+        self.clock.booted = self.loop.now
+        directory = self._place / str(self._boots)
+        directory.mkdir()
+        for name, data in files:
+            (directory / name).write_bytes(data)
+        watched: Any = sqlite_file
+        watched.sqlite3, watched.os = sqlite3, os
+        if self._power:
+            self._disk = Disk(directory, self.loop.chance)
+            self._disk.watch(sqlite_file)
+        return directory
+
+    def power_loss(self) -> None:
+        """Start the machine again with what the disk has kept."""
+        assert self._disk is not None, "this ground was told that it would keep its power"
+        self.directory = self._boot(self._disk.survivors())
+        self._graves.append((self._inspector, self._stack))  # nothing of it is closed
+        self._inspector, self._stack = None, AsyncExitStack()
 
     async def prepare(self) -> None:
-        """Open the transport of nobody's."""
+        """Open the transport of nobody's, unless it is open."""
+        if self._inspector is not None:
+            return
         path = self.directory / "broker.db"
         self._inspector = await self._stack.enter_async_context(
             open_sqlite_transport(path, clock=self.clock, ids=SimIds(self.loop.chance))
@@ -210,7 +249,7 @@ class SqliteGround:
     async def close(self) -> None:
         """Close what is open and remove the directory."""
         await self._stack.aclose()
-        shutil.rmtree(self.directory, ignore_errors=True)
+        shutil.rmtree(self._place, ignore_errors=True)
 
     def _query(self, name: str, sql: str) -> list[Any]:
         path = self.directory / f"{name}.db"
@@ -234,7 +273,7 @@ class _Stores:
         return self._ground.open_store(name)
 
 
-def _install(loop: SimLoop) -> None:
+def _install(loop: SimLoop, ground: SqliteGround) -> None:
     """Give the product's modules the threads, datagrams and files of *loop*. For the rest of this OS process."""
     threads = Threading(loop)
     files: Any = sqlite_file
@@ -257,6 +296,8 @@ def _install(loop: SimLoop) -> None:
     files.WriteTurn = turn
     housing: Any = home
     housing.Waker = _Wakers(loop).open
+    stores: Any = storing
+    housing.boot_id = stores.boot_id = ground.boot_id
 
 
 class _Turn(flock.WriteTurn):

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Protocol
 
 from tidewire.model import Mark
@@ -17,7 +21,9 @@ from tidewire.testing.simulation.models.links import Link
 from tidewire.testing.simulation.shop import Book, Effect
 from tidewire.transports.memory import MemoryTransport
 
-__all__ = ["Ground", "opened_ground"]
+__all__ = ["Ground", "opened_ground", "place_for_files", "sweep"]
+
+_MEMORY = Path("/dev/shm")  # noqa: S108 - files in memory, where the system has them
 
 
 class Ground(Protocol):
@@ -44,7 +50,7 @@ class Ground(Protocol):
         ...
 
     async def prepare(self) -> None:
-        """Open what is there before the first process."""
+        """Open what is there before the first process; again after a power loss."""
         ...
 
     def listen(self, history: History, number: Callable[[], int]) -> None:
@@ -80,12 +86,12 @@ class Ground(Protocol):
         ...
 
 
-def opened_ground(kind: str, loop: SimLoop, *, dedup: bool) -> Ground:
-    """Return the ground of this *kind*."""
+def opened_ground(kind: str, loop: SimLoop, *, dedup: bool, power: bool = False) -> Ground:
+    """Return the ground of this *kind*; with *power*, one that can lose its power."""
     if kind == "sqlite":
         from tidewire.testing.simulation.files import SqliteGround
 
-        return SqliteGround(loop)
+        return SqliteGround(loop, power=power)
     clock = SimClock(loop)
     if kind in MODELS:
         server = MODELS[kind](clock)
@@ -94,6 +100,17 @@ def opened_ground(kind: str, loop: SimLoop, *, dedup: bool) -> Ground:
     assert kind == "memory", f"there is no ground {kind!r}"
     host = MemoryHost(clock, dedup=timedelta(days=7) if dedup else timedelta(0))
     return MemoryGround(clock, host, inspector=MemoryTransport(host.broker))
+
+
+def place_for_files() -> Path:
+    """Return a new directory for the files of a world; one of this process is found again by `sweep`."""
+    return Path(tempfile.mkdtemp(prefix=f"tidewire-{os.getpid()}-", dir=_MEMORY if _MEMORY.is_dir() else None))
+
+
+def sweep(pid: int) -> None:
+    """Remove what a process that has ended left behind."""
+    for left in (_MEMORY if _MEMORY.is_dir() else Path(tempfile.gettempdir())).glob(f"tidewire-{pid}-*"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 class MemoryBook:

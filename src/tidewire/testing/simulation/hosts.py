@@ -61,6 +61,13 @@ class MemoryHost:
         """Open a transport. A process that dies falls silent: its receivers are told by its wire."""
         return open_memory_transport(self.broker)
 
+    def power_loss(self) -> None:
+        """Start again with what is stored and settled: nobody is a member, what was handed out comes back."""
+        for group in self.broker.groups.values():
+            for member in list(group.members):
+                member.silent = True
+                group.expire(member, member.life)
+
     def repeat(self, draw: float) -> bool:
         """Append a copy of a message of some topic behind the newest."""
         stored = [(name, entry) for name, topic in sorted(self.broker.topics.items()) for entry in _entries(topic)]

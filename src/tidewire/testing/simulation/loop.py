@@ -88,8 +88,8 @@ class Process:
                 act(True)
 
     def resume(self) -> None:
-        """Go on, as after SIGCONT."""
-        if not self.paused:
+        """Go on, as after SIGCONT; the dead do not."""
+        if not self.paused or self.dead:
             return
         self.paused = False
         stash, self.stash = self.stash, []

@@ -10,7 +10,13 @@ from typing import Any
 
 import msgspec
 
-from tidewire.errors import PublishRejected, PublishUnknown, StoreUnavailable, TransportUnavailable
+from tidewire.errors import (
+    PublishRejected,
+    PublishUnknown,
+    StoreUnavailable,
+    TidewireError,
+    TransportUnavailable,
+)
 from tidewire.model import Message, Topic
 from tidewire.operations.audit import Operator
 from tidewire.operations.letters import scan
@@ -47,6 +53,8 @@ def run_world(world: World, *, history: History | None = None) -> Report:
         loop.run_until_complete(run.all())
     except Deadlock as error:
         run.violations.append(Violation("deadlock", str(error)))
+    except TidewireError as error:  # nobody from outside can look any more
+        run.violations.append(Violation("world", str(error)))
     violations = [*run.violations, *judge(history)]
     digest = blake2b(history.encode(), digest_size=16)
     digest.update(f"{loop.points} {loop.steps} {loop.now!r}".encode())
@@ -87,12 +95,13 @@ class _Run:
     @property
     def _patience(self) -> float:
         """Virtual seconds in which all must be drained: what a wall clock that was moved has put off, and some more."""
-        return 900.0 + 3.0 * self.world.faults.clock_max * bool(self.world.faults.clock_every)
+        return self.world.patience + 3.0 * self.world.faults.clock_max * bool(self.world.faults.clock_every)
 
     async def all(self) -> None:
         """Run the world from its first process to its end."""
         world = self.world
-        ground = opened_ground(world.ground, self.loop, dedup=world.dedup)
+        power = world.faults.power > 0
+        ground = opened_ground(world.ground, self.loop, dedup=world.dedup, power=power)
         await ground.prepare()
         self.ground = ground
         simulation = self.simulation = Simulation(
@@ -102,7 +111,8 @@ class _Run:
         simulation.named = uid_of
         self.shop = Shop(self.loop, self.history, ground.book, tuning=world.tuning, seed=world.seed)
         ground.listen(self.history, self.shop.number)
-        await self._start()
+        if not await self._start():
+            return
         storming = [*simulation.storms(), self._watch()]
         if world.operators:
             storming.append(self._operate())
@@ -112,6 +122,7 @@ class _Run:
         await asyncio.sleep(world.seconds if world.faults.any else 1.0)
         self.points_stormy = self.loop.points
         simulation.heal(self._patience)
+        await ground.prepare()
         for storm in storms:
             storm.cancel()
         await asyncio.wait(storms)
@@ -119,7 +130,8 @@ class _Run:
         await self._end()
         await ground.close()
 
-    async def _start(self) -> None:
+    async def _start(self) -> bool:
+        """Start everything; False if it is not ready in time, which is a finding."""
         world, simulation = self.world, self.simulation
         makers = {"billing": self.shop.billing, "shipping": self.shop.shipping, "mailer": self.shop.mailer}
         for group, maker in makers.items():
@@ -129,11 +141,16 @@ class _Run:
                 place = Place(name=name, group=group, store=store, service=maker, options=self._options)
                 simulation.start(place)
         # Groups get what is published from the moment they exist.
+        latest = self.loop.now + 3.0 * world.patience
         while not all(life.app is not None and life.app.ready for life in simulation.lives.values()):
             await asyncio.sleep(0.2)
+            if self.loop.now > latest:
+                self.violations.append(Violation("C18", f"not ready {3.0 * world.patience:g} s after the start"))
+                return False
         for number in range(world.publishers):
             name = f"web-{number}"
             simulation.start(Place(name=name, group="web", store="web", work=self._publish, options=self._options))
+        return True
 
     def _options(self) -> Options:
         """Draw the settings of one life: a restart may bring others."""

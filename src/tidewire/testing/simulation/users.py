@@ -133,7 +133,7 @@ class _UserRun:
 
     async def _all(self, loop: SimLoop) -> None:
         faults = self.world.faults
-        ground = opened_ground(self.world.ground, loop, dedup=True)
+        ground = opened_ground(self.world.ground, loop, dedup=True, power=faults.power > 0)
         await ground.prepare()
         simulation = self.simulation = Simulation(
             chance=loop.chance, faults=faults, broker=ground.broker, stores=ground.stores, history=self.history
@@ -149,6 +149,7 @@ class _UserRun:
         await asyncio.sleep(self.world.seconds if faults.any else 1.0)
         patience = 7_200.0 + 3.0 * faults.clock_max
         simulation.heal(patience)
+        await ground.prepare()
         for storm in storms:
             storm.cancel()
         if storms:

@@ -25,7 +25,7 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
 
     *ground*: which broker and which stores. *orders*: how many by each publisher; *publishers*, *copies*: processes.
     *seconds*: how long faults last; *look_every*: how often it is looked whether all is done. *relay_lease*: 0 draws
-    one for each life. *operate_every*: how often an operator comes.
+    one for each life. *operate_every*: how often an operator comes. *patience*: how long all may take to drain.
     """
 
     seed: int
@@ -46,6 +46,7 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
     relay_lease: float = 0.0
     look_every: float = 1.0
     operate_every: float = 12.0
+    patience: float = 900.0
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,9 +81,10 @@ def drawn_world(seed: int, *, ground: str = "", size: Size | None = None) -> Wor
         case "large":
             return large
         case "medium":
-            return _shrunk(large, chance, pace=2.0, seconds=(6.0, 12.0), orders=(4, 8))
+            world = _shrunk(large, chance, pace=2.0, seconds=(6.0, 12.0), orders=(4, 8))
         case "small":
-            return _shrunk(large, chance, pace=5.0, seconds=(2.0, 5.0), orders=(4, 6))
+            world = _shrunk(large, chance, pace=5.0, seconds=(2.0, 5.0), orders=(4, 6))
+    return _with_power_loss(world, chance)
 
 
 def _shrunk(
@@ -112,7 +114,15 @@ def _shrunk(
         relay_lease=pick([1.0, 2.0, 5.0]),
         look_every=0.5,
         operate_every=max(seconds) / 2,
+        patience=200.0,
     )
+
+
+def _with_power_loss(world: World, chance: random.Random) -> World:
+    """Let the power fail in some of the worlds in which processes die."""
+    power = chance.choice(_POWER) if world.faults.crash_every else 0.0
+    every = world.faults.crash_every * (4.0 if power == 1.0 else 1.0)
+    return msgspec.structs.replace(world, faults=msgspec.structs.replace(world.faults, power=power, crash_every=every))
 
 
 def _large_world(seed: int, ground: str) -> World:
@@ -154,4 +164,5 @@ def _ground_of(seed: int) -> str:
     return chance.choice(_GROUNDS)
 
 
+_POWER = (*(0.0,) * 6, 0.3, 1.0)
 _GROUNDS = (*("memory",) * 7, "sqlite")

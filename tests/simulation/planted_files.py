@@ -1,0 +1,47 @@
+"""Bugs on purpose that only the ground of files shows, most of them when the power fails."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from planting import changed, patch, plant
+
+from tidewire.kit import sqlite_file
+from tidewire.runtime import holds
+from tidewire.testing.simulation import drawn_world
+
+
+@plant("PB-6 SQ1", ground="sqlite", power=1.0)
+def commits_are_not_synced() -> None:
+    """The files are opened with ``synchronous=NORMAL``, and nobody reads it back."""
+
+    def configure(self: Any, connection: Any, cache_bytes: int) -> None:
+        for name, wanted in sqlite_file._SETTINGS:
+            connection.execute(f"PRAGMA {name}={'NORMAL' if name == 'synchronous' else wanted}").fetchall()
+
+    patch(sqlite_file.SqliteFile, "_configure", configure)
+
+
+@plant("PB-5 SQ13", ground="sqlite", power=1.0)
+def new_files_are_not_synced() -> None:
+    """A new file gets its name before its content is on the disk."""
+    sync: Any = sqlite_file._sync
+    patch(sqlite_file, "_sync", lambda path, flags: None if path.is_file() else sync(path, flags))
+
+
+@plant("PB-5 SQ13", ground="sqlite", power=1.0)
+def new_names_are_not_synced() -> None:
+    """The directory of a new file is never synced."""
+    patch(sqlite_file, "_sync_directory", lambda path: None)
+
+
+@plant(
+    "found by seed", ground="sqlite", rare=(changed(drawn_world(18, ground="sqlite"), power=0.0, crash_every=200.0),)
+)
+def keys_noted_meanwhile_are_forgotten() -> None:
+    """Taking a lane overwrites what was noted while the store answered."""
+
+    async def load(self: Any) -> None:
+        self.keys = set(await self._store.held.keys(self._group, self._topics))
+
+    patch(holds.Holds, "load", load)
