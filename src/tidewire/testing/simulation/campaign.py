@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from tidewire.testing.simulation.checkers import History, Violation
-from tidewire.testing.simulation.grounds import sweep
+from tidewire.testing.simulation.places import sweep
 from tidewire.testing.simulation.scenario import run_world
 from tidewire.testing.simulation.worlds import Report, World
 

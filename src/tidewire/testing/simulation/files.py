@@ -31,9 +31,9 @@ from tidewire.stores.sqlite import open_sqlite_store
 from tidewire.stores.sqlite import store as storing
 from tidewire.testing.simulation.checkers import History, Op
 from tidewire.testing.simulation.clock import SimClock, SimIds
-from tidewire.testing.simulation.grounds import place_for_files
 from tidewire.testing.simulation.hosts import BrokerHost, StoreHost
 from tidewire.testing.simulation.loop import Process, SimLoop, current_process
+from tidewire.testing.simulation.places import place_for_files
 from tidewire.testing.simulation.power import Disk
 from tidewire.testing.simulation.shop import Book, Effect
 from tidewire.testing.simulation.strands import Blocked, Threading

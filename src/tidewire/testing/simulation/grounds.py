@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, Protocol
 
 from tidewire.model import Mark
@@ -21,9 +17,7 @@ from tidewire.testing.simulation.models.links import Link
 from tidewire.testing.simulation.shop import Book, Effect
 from tidewire.transports.memory import MemoryTransport
 
-__all__ = ["Ground", "opened_ground", "place_for_files", "sweep"]
-
-_MEMORY = Path("/dev/shm")  # noqa: S108 - files in memory, where the system has them
+__all__ = ["Ground", "opened_ground"]
 
 
 class Ground(Protocol):
@@ -100,17 +94,6 @@ def opened_ground(kind: str, loop: SimLoop, *, dedup: bool, power: bool = False)
     assert kind == "memory", f"there is no ground {kind!r}"
     host = MemoryHost(clock, dedup=timedelta(days=7) if dedup else timedelta(0))
     return MemoryGround(clock, host, inspector=MemoryTransport(host.broker))
-
-
-def place_for_files() -> Path:
-    """Return a new directory for the files of a world; one of this process is found again by `sweep`."""
-    return Path(tempfile.mkdtemp(prefix=f"tidewire-{os.getpid()}-", dir=_MEMORY if _MEMORY.is_dir() else None))
-
-
-def sweep(pid: int) -> None:
-    """Remove what a process that has ended left behind."""
-    for left in (_MEMORY if _MEMORY.is_dir() else Path(tempfile.gettempdir())).glob(f"tidewire-{pid}-*"):
-        shutil.rmtree(left, ignore_errors=True)
 
 
 class MemoryBook:
