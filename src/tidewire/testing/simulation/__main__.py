@@ -64,18 +64,20 @@ def _many(options: argparse.Namespace) -> int:
         _say(f"going on: {campaign.resumed} of {options.seeds} worlds are done")
     progress = _Progress(campaign, options.seeds)
     worlds = (drawn_world(seed, ground=options.ground) for seed in campaign.left())
+    stopped = False
     try:
         run_worlds(worlds, progress.hear, jobs=options.jobs)
     except KeyboardInterrupt:
-        campaign.save()
-        _say("stopped; the same command goes on from here")
-        return 130
+        stopped = True
     campaign.save()
     totals = campaign.totals
     progress.tell()
     if options.summary is not None:
         write_summary(options.summary, totals, label=label, start=options.start, at=SystemClock().now())
         _say(f"wrote {options.summary}")
+    if stopped:
+        _say("stopped; the same command goes on from here")
+        return 130
     print(
         f"{totals.worlds} worlds ({totals.calm} without faults), {totals.points} crash points, {totals.kills} kills, "
         f"{sum(totals.faults.values())} faults, {totals.seconds / 3600:.1f} virtual hours, "

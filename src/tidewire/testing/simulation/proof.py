@@ -32,7 +32,7 @@ def _section(totals: Totals, label: str, start: int, at: datetime) -> str:
     grounds = ", ".join(f"{name} {count:,}" for name, count in sorted(totals.grounds.items()))
     faults = ", ".join(f"{name} {count:,}" for name, count in sorted(totals.faults.items()))
     rows = [
-        ("worlds", f"{totals.worlds:,} (seeds {start:,} to {start + totals.worlds - 1:,}; {grounds})"),
+        ("worlds", f"{totals.worlds:,} (seeds from {start:,} on; {grounds})"),
         ("worlds without faults", f"{totals.calm:,}"),
         ("crash points passed", f"{totals.points:,}"),
         ("faults", f"{sum(totals.faults.values()):,}: {faults}"),

@@ -9,6 +9,7 @@ from typing import Literal
 import msgspec
 
 from tidewire.testing.simulation.checkers import Violation
+from tidewire.testing.simulation.models.catalogue import MODELS
 from tidewire.testing.simulation.shop import Tuning
 from tidewire.testing.simulation.weather import Faults
 
@@ -165,4 +166,4 @@ def _ground_of(seed: int) -> str:
 
 
 _POWER = (*(0.0,) * 6, 0.3, 1.0)
-_GROUNDS = (*("memory",) * 7, "sqlite")
+_GROUNDS = (*("memory",) * 4, *(name for name in MODELS for _ in range(2)), "sqlite")
