@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
@@ -20,7 +21,7 @@ import msgspec
 
 from tidewire.clock import SystemClock
 from tidewire.errors import ConfigurationError, MissingExtra, StoreRefused, TransportRefused
-from tidewire.protocols import BrokerLook, Clock, Store, StoreLook, Transport
+from tidewire.protocols import BrokerLook, Clock, Store, StoreLook, StoreTables, Transport
 from tidewire.rules.findings import Section
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ __all__ = [
     "open_transport",
     "settings_and_origins",
     "settings_from",
+    "store_tables",
     "sync_publisher",
 ]
 
@@ -188,10 +190,9 @@ def open_store(
     """
     scheme = _scheme(url, "store")
     if scheme == "postgresql":
-        try:
-            from tidewire.stores.postgres import open_postgres_store
-        except ImportError as error:
-            raise MissingExtra("a store in PostgreSQL needs psycopg", hint="pip install tidewire[postgres]") from error
+        _need_psycopg("store")
+        from tidewire.stores.postgres import open_postgres_store
+
         return open_postgres_store(url, clock=clock, poll=poll, provision=provision and create)
     if scheme not in _BUILT_IN:
         provided: OpenStore = _provided(url, "store", "tidewire.stores")
@@ -244,6 +245,11 @@ def examine_broker(url: str, section: Section, *, now_us: int, full: bool) -> bo
 
 def examine_store(url: str, section: Section, *, now_us: int, full: bool) -> bool:
     """Look at where the store at *url* lies, as `examine_broker` does."""
+    if _scheme(url, "store") == "postgresql":
+        _need_psycopg("store")
+        from tidewire.stores.postgres.look import examine_postgres_store
+
+        return examine_postgres_store(url, section)
     if _scheme(url, "store") != "sqlite":
         return True
     from tidewire.kit.sqlite_health import examine_file
@@ -278,13 +284,40 @@ def look_at_store(url: str) -> StoreLook:
     Raises:
         ConfigurationError: as `open_store`.
     """
-    if _scheme(url, "store") == "sqlite":
+    scheme = _scheme(url, "store")
+    if scheme == "postgresql":
+        _need_psycopg("store")
+        from tidewire.stores.postgres.look import PostgresStoreLook
+
+        return PostgresStoreLook(url)
+    if scheme == "sqlite":
         from tidewire.stores.sqlite.look import SqliteStoreLook
 
         return SqliteStoreLook(_path(url, "store"))
     from tidewire.kit.looks import OpenedStoreLook
 
     return OpenedStoreLook(partial(open_store, url, create=False))
+
+
+def store_tables(url: str) -> StoreTables:
+    """Return what sees to the tables of the store at *url*.
+
+    Raises:
+        ConfigurationError: not a URL of a store whose tables are tidewire's own.
+    """
+    scheme = _scheme(url, "store")
+    if scheme == "postgresql":
+        _need_psycopg("store")
+        from tidewire.stores.postgres.look import PostgresTables
+
+        return PostgresTables(url)
+    if scheme != "sqlite":
+        raise ConfigurationError(
+            f"store {masked(url)!r} has no tables to see to", hint="sqlite:///path or postgresql://user@host/database"
+        )
+    from tidewire.stores.sqlite.look import SqliteTables
+
+    return SqliteTables(_path(url, "store"))
 
 
 def colour_refused(environ: Mapping[str, str] | None = None) -> bool:
@@ -300,7 +333,8 @@ def masked(url: str) -> str:
         password = parts.password
     except ValueError:
         return "<not a url>"
-    return url.replace(f":{password}@", ":***@") if password else url
+    shown = url.replace(f":{password}@", ":***@") if password else url
+    return re.sub(r"(?i)([?&](?:ssl)?password=)[^&#]*", r"\1***", shown)
 
 
 def _scheme(url: str, what: str) -> str:
@@ -311,6 +345,13 @@ def _scheme(url: str, what: str) -> str:
             hint=f"for example sqlite:///data/{what}.db; built-in schemes: {', '.join(_BUILT_IN)}",
         )
     return scheme
+
+
+def _need_psycopg(what: str) -> None:
+    from importlib.util import find_spec
+
+    if find_spec("psycopg") is None:
+        raise MissingExtra(f"a {what} in PostgreSQL needs psycopg", hint="pip install tidewire[postgres]")
 
 
 def _path(url: str, what: str) -> str:

@@ -34,6 +34,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "publish": ("tidewire.cli.publish", "an event from JSON, checked against its class"),
     "replay": ("tidewire.cli.replay", "give a group events once more, from a time or a position"),
     "run": ("tidewire.cli.run", "one service, in production: broker and store from the environment"),
+    "store": ("tidewire.cli.store", "the tables in a service's own database: status, upgrade, or their SQL"),
     "tail": ("tidewire.cli.tail", "events as they are stored"),
     "topics": ("tidewire.cli.topics", "what topics there are; make one"),
     "trace": ("tidewire.cli.find:trace", "what an event caused, and what caused it"),

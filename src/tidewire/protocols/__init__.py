@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from tidewire.protocols.basics import Clock, Codec, Observer
 from tidewire.protocols.broker import Finder, Inspector, Ledger, Receiver, Transport
-from tidewire.protocols.looks import BrokerLook, StoreLook
+from tidewire.protocols.looks import BrokerLook, StoreLook, StoreTables
 from tidewire.protocols.store import (
     Attempts,
     Backlog,
@@ -40,6 +40,7 @@ __all__ = [
     "Receiver",
     "Store",
     "StoreLook",
+    "StoreTables",
     "SyncOutbox",
     "Timetable",
     "Transport",

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from tidewire.model import Capabilities, Change, GroupSpec, OutboxState, TopicInfo, TopicSpec
 
-__all__ = ["BrokerLook", "StoreLook"]
+__all__ = ["BrokerLook", "StoreLook", "StoreTables"]
 
 
 class BrokerLook(Protocol):
@@ -49,4 +49,33 @@ class StoreLook(Protocol):
 
     async def outbox(self) -> OutboxState:
         """Return how the outbox is; raises as `marked`, and `StoreUnavailable` where there is no store yet."""
+        ...
+
+
+class StoreTables(Protocol):
+    """The tables that tidewire keeps in a store: which version they are of, and what brings them up to date."""
+
+    async def versions(self) -> tuple[int, int]:
+        """Return the version that is there (0: none) and the one that this tidewire needs.
+
+        Raises:
+            StoreUnavailable: it cannot be reached.
+            StoreRefused: it is there, and will not serve us.
+        """
+        ...
+
+    async def upgrade(self) -> tuple[int, int]:
+        """Make or upgrade the tables, all or nothing, and return the version before and now; raises as `versions`.
+
+        Raises:
+            StoreRefused: they are newer than this tidewire, or we may not.
+        """
+        ...
+
+    def sql(self, version: int) -> Sequence[str]:
+        """Return the statements that bring tables of *version* up to date."""
+        ...
+
+    async def facts(self) -> Sequence[tuple[str, str]]:
+        """Return what can be said of each table cheaply, for people; raises as `versions`."""
         ...

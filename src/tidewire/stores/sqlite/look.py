@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -13,9 +14,9 @@ from tidewire.kit.sqlite_file import look_into
 from tidewire.model import OutboxState
 from tidewire.protocols import Clock
 from tidewire.stores.sqlite.schema import STORE
-from tidewire.stores.sqlite.store import boot_id
+from tidewire.stores.sqlite.store import boot_id, open_sqlite_store
 
-__all__ = ["SqliteStoreLook"]
+__all__ = ["SqliteStoreLook", "SqliteTables"]
 
 
 class SqliteStoreLook:
@@ -57,3 +58,36 @@ class SqliteStoreLook:
         ).fetchone()
         connection.execute("COMMIT")
         return OutboxState(ready=ready, delayed=delayed, stuck=stuck, stuck_since=since, relayed=relays > 0)
+
+
+class SqliteTables:
+    """See `tidewire.protocols.StoreTables`. A service that starts upgrades its file by itself."""
+
+    def __init__(self, path: Path | str) -> None:
+        self._path = Path(path)
+
+    async def versions(self) -> tuple[int, int]:
+        """Read the version in the file's header; no file has none."""
+
+        def read(connection: sqlite3.Connection) -> int:
+            return int(connection.execute("PRAGMA user_version").fetchone()[0])
+
+        def look() -> int:
+            return look_into(self._path, STORE, read=read) if self._path.exists() else 0
+
+        return await asyncio.to_thread(look), len(STORE.migrations)
+
+    async def upgrade(self) -> tuple[int, int]:
+        """Open the store, as a service would."""
+        before, _ = await self.versions()
+        async with open_sqlite_store(self._path):
+            pass
+        return before, len(STORE.migrations)
+
+    def sql(self, version: int) -> Sequence[str]:
+        """Return the statements of the migrations."""
+        return [statement for statements in STORE.migrations[version:] for statement in statements]
+
+    async def facts(self) -> Sequence[tuple[str, str]]:
+        """Say how large the file is."""
+        return [(str(self._path), f"{self._path.stat().st_size / 1_048_576:,.1f} MiB")] if self._path.exists() else []
