@@ -78,7 +78,7 @@ SEAMS = (
         {
             "Row, mark and outgoing event commit together or not at all": "a",
             "An effect happens once, whoever tries it and how often": "b",
-            "Outgoing events leave unchanged, in commit order, by one relay at a time": "cd",
+            "Outgoing events leave unchanged and in order, each partition by one relay at a time": "cd",
             "Failures and held keys are remembered": "e",
             "A zombie cannot commit": "f",
             "A recurring run happens once per store": "g",

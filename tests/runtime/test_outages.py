@@ -51,6 +51,7 @@ def test_pauses_grow_while_nothing_can_be_committed(opened: Opened, caplog: pyte
     async def scenario() -> None:
         async with opened() as world:
             world.store = refusing_commits(world, until=4)
+            world.options = msgspec.structs.replace(world.options, relay=False)  # which commits, too
             async with world.running(service) as app:
                 await app.publisher.publish(OrderPlaced("1"))
                 await world.until(lambda: len(handled) == 5)

@@ -37,16 +37,13 @@ assert planted_files.__doc__, "and so are these"
 def mark_sent_before_send() -> None:
     """Rows are deleted, then published."""
 
-    async def publish_due(self: Any) -> bool:
-        rows = await self._store.backlog.claim(self._owner, after=0, limit=512)
-        if not rows:
-            return False
-        await self._store.backlog.done(self._owner, [row.row for row in rows])
-        await self._topology.ensure(letters.topic_of(row.message.to) for row in rows)
-        await self._transport.publish([row.message for row in rows])
-        return True
+    fly: Any = relay.Relay._fly
 
-    patch(relay.Relay, "_publish_due", publish_due)
+    async def done_first(self: Any, flight: Any) -> None:
+        await self._store.backlog.done(self._owner, [row.row for row in flight.rows])
+        await fly(self, flight)
+
+    patch(relay.Relay, "_fly", done_first)
 
 
 @plant("PB-24 OB8")
@@ -69,8 +66,8 @@ def two_relays() -> None:
 
     claim: Any = outbox.MemoryBacklog.claim
 
-    async def some(self: Any, owner: str, *, after: int, limit: int) -> Any:
-        rows = await claim(self, owner, after=after, limit=limit)
+    async def some(self: Any, owner: str, **asked: Any) -> Any:
+        rows = await claim(self, owner, **asked)
         return rows[-1:]
 
     patch(outbox.MemoryBacklog, "lease", lease)
@@ -84,8 +81,8 @@ def new_id_on_every_send() -> None:
     claim: Any = outbox.MemoryBacklog.claim
     counter = iter(range(1_000_000))
 
-    async def renamed(self: Any, owner: str, *, after: int, limit: int) -> Any:
-        rows: Sequence[Pending] = await claim(self, owner, after=after, limit=limit)
+    async def renamed(self: Any, owner: str, **asked: Any) -> Any:
+        rows: Sequence[Pending] = await claim(self, owner, **asked)
         return [_renamed(row, f"new-{next(counter)}") for row in rows]
 
     patch(outbox.MemoryBacklog, "claim", renamed)
@@ -101,8 +98,8 @@ def outbox_in_another_order() -> None:
     """Rows leave newest first."""
     claim: Any = outbox.MemoryBacklog.claim
 
-    async def reverse(self: Any, owner: str, *, after: int, limit: int) -> Any:
-        return list(reversed(await claim(self, owner, after=after, limit=limit)))
+    async def reverse(self: Any, owner: str, **asked: Any) -> Any:
+        return list(reversed(await claim(self, owner, **asked)))
 
     patch(outbox.MemoryBacklog, "claim", reverse)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from datetime import timedelta
 
 import msgspec
@@ -39,9 +39,11 @@ class MarksAtTheClaim(Planted):
     class backlog_class(MemoryBacklog):
         """Deletes what it hands out."""
 
-        async def claim(self, owner: str, *, after: int, limit: int) -> Sequence[Pending]:
+        async def claim(
+            self, owner: str, *, after: int, limit: int, without: Set[int] = frozenset()
+        ) -> Sequence[Pending]:
             """Hand out, and delete."""
-            found = await super().claim(owner, after=after, limit=limit)
+            found = await super().claim(owner, after=after, limit=limit, without=without)
             await self.done(owner, [row.row for row in found])
             return found
 
@@ -168,11 +170,8 @@ class GoesOnBehindAQuarantine(Planted):
     class backlog_class(MemoryBacklog):
         """Skips the refused row and goes on."""
 
-        async def claim(self, owner: str, *, after: int, limit: int) -> Sequence[Pending]:
-            """Return everything that is ready."""
-            await super().claim(owner, after=after, limit=limit)
-            rows = sorted(self._outbox.ready.items()) if self._leads(owner) else []
-            return [Pending(row, message, self._refusals.get(row, 0)) for row, message in rows if row > after][:limit]
+        def _sideline(self) -> None:
+            """Leave everything where it is."""
 
 
 # --- records, lanes, recurring runs ---------------------------------------------------------------------------

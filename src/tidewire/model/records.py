@@ -40,7 +40,7 @@ class Guard(msgspec.Struct, frozen=True, gc=False):
 
 
 class Pending(msgspec.Struct, frozen=True):
-    """An outbox row that waits to be published: *row* grows in commit order."""
+    """An outbox row that waits to be published: of a key, *row* grows in commit order."""
 
     row: int
     message: Message

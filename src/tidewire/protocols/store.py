@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Sequence, Set
 from datetime import timedelta
 from typing import Any, Protocol
 
@@ -133,29 +133,37 @@ class SyncOutbox(Protocol):
 
 
 class Backlog(Protocol):
-    """The relay's view of the outbox: one owner at a time reads it in commit order."""
+    """The relay's view of the outbox. It has one partition or several; each has one owner at a time, who reads it in
+    row order. All rows of a (topic, key) are in one partition."""
 
     async def lease(self, owner: str, duration: timedelta) -> bool:
-        """Take or extend the relay's lease; False while another *owner* holds it. Judged by the store's clock.
+        """Take or extend *owner*'s fair share of the partitions; False if there is none for it now.
 
-        A *duration* of zero gives the lease back.
+        Who stays silent for its *duration*, judged by the store's clock, has nothing any more. Zero gives all back.
         """
         ...
 
-    async def claim(self, owner: str, *, after: int, limit: int) -> Sequence[Pending]:
-        """Return due rows with ``row > after`` in row order, without quarantined ones and later ones of their key.
+    async def claim(self, owner: str, *, after: int, limit: int, without: Set[int] = frozenset()) -> Sequence[Pending]:
+        """Return due rows of *owner*'s partitions in row order: those with ``row > after`` that are not in *without*.
 
-        Empty without the lease. Gap-safe: no lower row can become visible later. A keyed row that is not due
-        does not hold back its key: it joins the key's order when it is due.
+        Up to *limit*, or fewer once their bodies reach `CLAIM_BYTES_MAX`; without quarantined ones and later ones of
+        their key. Empty without the lease. Gap-safe if it begins at 0: no row that becomes visible later is passed by.
+        A keyed row that is not due does not hold back its key: it joins the key's order when it is due.
         """
         ...
 
     async def done(self, owner: str, rows: Sequence[int]) -> bool:
-        """Delete exactly *rows* in one statement if *owner* still holds the lease; else change nothing: False."""
+        """Delete exactly *rows* in one statement where *owner* still has their partitions; False if it has not.
+
+        What it has lost is not changed.
+        """
         ...
 
     async def refused(self, owner: str, row: int, *, detail: str, attempts_max: int) -> bool:
-        """Count a refusal of *row*; at *attempts_max* quarantine it, and by that its key. True if quarantined now."""
+        """Count a refusal of *row*; at *attempts_max* quarantine it, and by that its key. True if quarantined now.
+
+        Nothing without the lease.
+        """
         ...
 
 

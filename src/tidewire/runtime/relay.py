@@ -1,8 +1,8 @@
 """The relay: committed outbox rows go to the broker, in order, at least once, and only then away.
 
-One process at a time holds the store's lease and reads rows in commit order, so the order of a key needs no
-further care: one publish call is in flight, and its receipts are awaited before the next. What the relay does in
-one round: claim → publish → mark done what has a positive receipt. A crash in between repeats with the same ids.
+Whoever holds the store's lease on a part of the outbox reads that part in row order. What leaves together is a
+flight: claim → publish → mark done what has a positive receipt. Several flights may be on their way, never two with
+rows of one key, so a slow broker delays nobody who does not wait for it. A crash repeats with the same ids.
 """
 
 from __future__ import annotations
@@ -10,13 +10,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import timedelta
 
 from tidewire.errors import StoreUnavailable, TransportUnavailable
+from tidewire.kit.groups import first_error
 from tidewire.model import Pending, Receipt
 from tidewire.protocols import Store, Transport
-from tidewire.rules.letters import DEDUP_WINDOW, topic_of
+from tidewire.rules.letters import topic_of
+from tidewire.rules.relaying import Flight, Place, Traffic, last_page, places_of
 from tidewire.rules.retry import outage_delay
+from tidewire.runtime.cleaner import Cleaner
 from tidewire.runtime.parts import Parts
 from tidewire.runtime.producer import published
 from tidewire.runtime.topology import Topology
@@ -25,13 +29,14 @@ __all__ = ["Relay"]
 
 _logger = logging.getLogger("tidewire.relay")
 _BATCH = 512
+_ROWS_MAX, _FLIGHTS_MAX = 2_048, 16
 _REFUSALS_MAX = 5
-_BEHIND_MAX = 64
-_PRUNE_EVERY, _PRUNE_AGAIN, _PRUNE_ROWS = 10_000_000_000, 100_000_000, 1_000
+_AHEAD_MAX, _BEHIND_MAX = 4, 64
+_LEAST = timedelta(milliseconds=1)
 
 
 class Relay:
-    """Publishes the outbox of one store; several may run, the lease lets one work."""
+    """Publishes the outbox of one store; several may run, the store's leases divide the work."""
 
     def __init__(
         self,
@@ -51,147 +56,219 @@ class Relay:
         self._clock = parts.clock
         self._jitter = parts.jitter
         self._observer = parts.observer
+        self._cleaner = Cleaner(store, owner=owner, lease=lease, clock=parts.clock)
+        self._traffic = Traffic(rows_max=_ROWS_MAX, flights_max=_FLIGHTS_MAX)
         self._stopping = asyncio.Event()
+        self._moved = asyncio.Event()
+        self._trouble: Exception | None = None
         self._outages = 0
+        self._outages_of: dict[str, int] = {}
         self._leased_until = 0
-        self._prune_at = 0
-        self._pruning = False
+        self._leads = False
+        self._left_over = False
         self._waiting: asyncio.Task[None] | None = None
+        self._woken = False
 
     async def run(self) -> None:
         """Until `stop`: relay. A store or broker that is down is waited for, longer each time."""
         try:
-            while not self._stopping.is_set():
-                try:
-                    await self._round(self._lease_for / 4)
-                    self._outages = 0
-                except (StoreUnavailable, TransportUnavailable) as error:
-                    await self._back_off(error)
+            async with asyncio.TaskGroup() as flights:
+                while not self._stopping.is_set():
+                    try:
+                        await self._round(flights)
+                    except (StoreUnavailable, TransportUnavailable) as error:
+                        await self._back_off(error)
+        except BaseExceptionGroup as group:
+            raise first_error(group) from None
         finally:
             self._leased_until = 0
 
     def stop(self) -> None:
-        """Let `run` return after the round it is in; what is left, the next relay publishes."""
+        """Let `run` return once what is on its way has landed; what is left, the next relay publishes."""
         self._stopping.set()
-        if self._waiting is not None:
-            self._waiting.cancel()
+        self._wake()
+
+    @property
+    def leads(self) -> bool:
+        """Whether this relay has a part of the outbox, as far as it knows."""
+        return self._leads and self._outages == 0
 
     async def flush(self, longest: timedelta) -> int:
         """Relay until nothing is due or *longest* has passed; return how many rows are still pending.
 
-        Gives the lease back, so that another process can go on at once.
+        -1: the store or the broker was not there for some of them. Gives the lease back, so that another process can
+        go on at once.
         """
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + longest.total_seconds()
+        self._trouble = None
         try:
-            while loop.time() < deadline and await self._lease():
-                if not await self._publish_due():
-                    break
+            with suppress(TimeoutError):  # what is on its way then is cut off, and sent again by the next relay
+                async with asyncio.timeout(longest.total_seconds()), asyncio.TaskGroup() as flights:
+                    await self._empty(flights)
             await self._store.backlog.lease(self._owner, timedelta(0))
             pending, _ = await self._store.outbox.count()
+            self._raise_trouble()
         except (StoreUnavailable, TransportUnavailable) as error:
             _logger.warning("tidewire.relay.unavailable", extra={"error_type": type(error).__name__})
             return -1
+        except BaseExceptionGroup as group:
+            raise first_error(group) from None
         finally:
             self._leased_until = 0
         return pending
 
-    async def _round(self, longest: timedelta) -> None:
+    async def _empty(self, flights: asyncio.TaskGroup) -> None:
+        """Let everything leave that is due, and wait for it."""
+        while self._trouble is None and await self._lease():
+            self._moved.clear()
+            await self._send(flights)
+            rests = self._traffic.resting(self._now())
+            if not self._traffic.rows:
+                if rests is None and not self._left_over:
+                    return
+                if self._outages_of:
+                    self._trouble = TransportUnavailable("the broker did not store some events; they are sent again")
+                    return
+            with suppress(TimeoutError):
+                async with asyncio.timeout(None if rests is None else max(_LEAST.total_seconds(), rests)):
+                    await self._moved.wait()
+
+    async def _round(self, flights: asyncio.TaskGroup) -> None:
+        self._raise_trouble()
         if not await self._lease():
             await self._pause((self._lease_for / 8).total_seconds())
             return
-        pruning = await self._forget_old_marks()
-        if not await self._publish_due():
-            await self._wait(min(longest, timedelta(microseconds=_PRUNE_AGAIN // 1_000)) if pruning else longest)
-
-    async def _forget_old_marks(self) -> bool:
-        """Prune inbox marks beyond the dedup window, a bounded batch now and then: only the leaseholder does.
-
-        However busy the relay is, and soon again while there are more (True), or they would grow for ever.
-        """
-        now = self._clock.ticks()
-        if now >= self._prune_at:
-            before = self._clock.now_us() - DEDUP_WINDOW // timedelta(microseconds=1)
-            gone = await self._store.inbox.prune(before, _PRUNE_ROWS)
-            self._prune_at = now + (_PRUNE_AGAIN if gone >= _PRUNE_ROWS else _PRUNE_EVERY)
-            self._pruning = gone >= _PRUNE_ROWS
-        return self._pruning
-
-    async def _wait(self, longest: timedelta) -> None:
-        """Wait for rows, or for `stop`, which cancels this and nothing else."""
-        task = self._waiting = asyncio.current_task()
-        try:
-            if not self._stopping.is_set():
-                await self._store.outbox.wait(longest)
-        except asyncio.CancelledError:
-            if not self._stopping.is_set() or task is None or task.uncancel() > 0:
-                raise
-        finally:
-            self._waiting = None
-
-    async def _lease(self) -> bool:
-        """Take the lease, or extend it when half of it has passed (by ticks that never jump)."""
-        now = self._clock.ticks()
-        if now < self._leased_until:
-            return True
-        if not await self._store.backlog.lease(self._owner, self._lease_for):
-            return False
-        self._leased_until = now + int(self._lease_for.total_seconds() * 5e8)
-        return True
-
-    async def _publish_due(self) -> bool:
-        """Publish what is due, a batch at a time; False if there was nothing.
-
-        Raises:
-            TransportUnavailable: some of it has to wait; what lies behind it for other topics has been tried.
-        """
-        rows = await self._store.backlog.claim(self._owner, after=0, limit=_BATCH)
-        if not rows:
-            return False
-        waiting = await self._publish_rows(rows)
-        for _ in range(_BEHIND_MAX if waiting else 0):
-            rows = await self._store.backlog.claim(self._owner, after=rows[-1].row, limit=_BATCH)
-            if not rows:
-                break
-            others = [row for row in rows if topic_of(row.message.to) not in waiting]
-            if others:
-                waiting |= await self._publish_rows(others)
-        if waiting:
-            raise TransportUnavailable("the broker did not store some events; they are sent again")
-        return True
-
-    async def _publish_rows(self, rows: Sequence[Pending]) -> set[str]:
-        """Publish *rows*, mark what is stored, and return the topics that have to wait."""
-        await self._topology.ensure(topic_of(row.message.to) for row in rows)
-        receipts = await self._transport.publish([row.message for row in rows])
-        stored = [row for row, receipt in zip(rows, receipts, strict=True) if receipt.ok]
-        if stored:
+        longest = min(self._lease_for / 4, await self._cleaner.clean())
+        self._moved.clear()
+        await self._send(flights)
+        if not self._traffic.rows:
             self._outages = 0
-            if not await self._store.backlog.done(self._owner, [row.row for row in stored]):
-                self._leased_until = 0  # somebody else relays now; the broker recognises what we sent twice
-                return set()
-            if self._observer is not None:
-                now = self._clock.now_us()
-                self._observer.record([published(row.message, now) for row in stored])
-        return set() if len(stored) == len(rows) else await self._not_stored(rows, receipts)
+        rests = self._traffic.resting(self._now())
+        # Never no time at all: of what ends within less than the clocks can tell, only time makes an end.
+        await self._wait(max(_LEAST, longest if rests is None else min(longest, timedelta(seconds=rests))))
 
-    async def _not_stored(self, rows: Sequence[Pending], receipts: Sequence[Receipt]) -> set[str]:
-        """Sort refusals: a row the broker will never take is quarantined, the rest is sent again with its id.
+    async def _send(self, flights: asyncio.TaskGroup) -> None:
+        """Let everything leave that may, a batch at a time.
 
-        Returns the topics of the rest.
+        What lies behind rows that wait is looked for, too: far behind those of a topic that rests, and a little way
+        ahead of a key that is on its way.
         """
-        waiting: set[str] = set()
+        look = self._traffic.look(self._now())
+        after, pages = 0, 0
+        while self._traffic.room >= _BATCH and pages < (_BEHIND_MAX if self._outages_of else _AHEAD_MAX):
+            rows = await self._store.backlog.claim(
+                self._owner, after=after, limit=_BATCH, without=frozenset(self._traffic.rows)
+            )
+            chosen = look.choose(rows)
+            if chosen:
+                look.depart(chosen)
+                flights.create_task(self._fly(self._traffic.depart(chosen)))
+            if last_page(rows, _BATCH):
+                self._left_over = look.passed_over
+                return
+            pages = 0 if len(chosen) == len(rows) else pages + 1
+            after = rows[-1].row
+        self._left_over = True
+
+    async def _fly(self, flight: Flight) -> None:
+        """Publish the rows of *flight* and mark what is stored. What is down is told to the next round."""
+        rows = flight.rows
+        try:
+            await self._topology.ensure(topic_of(row.message.to) for row in rows)
+            receipts = await self._transport.publish([row.message for row in rows])
+            stored = [row for row, receipt in zip(rows, receipts, strict=True) if receipt.ok]
+            if len(stored) == len(rows):
+                self._traffic.answered(flight)
+                self._movement()
+            if stored:
+                await self._mark_done(stored)
+            if len(stored) < len(rows):
+                await self._not_stored(rows, receipts)
+        except (StoreUnavailable, TransportUnavailable) as error:
+            self._trouble = error
+        finally:
+            self._traffic.landed(flight)
+            self._movement()
+
+    async def _mark_done(self, stored: Sequence[Pending]) -> None:
+        self._outages = 0
+        for topic in {topic_of(row.message.to) for row in stored} if self._outages_of else ():
+            self._outages_of.pop(topic, None)
+        if not await self._store.backlog.done(self._owner, [row.row for row in stored]):
+            self._leased_until = 0  # somebody else relays these now; the broker recognises what we sent twice
+            self._left_over = True
+        elif self._observer is not None:
+            now = self._clock.now_us()
+            self._observer.record([published(row.message, now) for row in stored])
+
+    async def _not_stored(self, rows: Sequence[Pending], receipts: Sequence[Receipt]) -> None:
+        """Sort refusals: a row the broker will never take is quarantined, the rest is sent again with its id."""
+        self._left_over = True
+        waiting: dict[str, str] = {}
         for row, receipt in zip(rows, receipts, strict=True):
             if receipt.ok or receipt.reason == "after_failure":
                 continue
             if receipt.status == "unknown" or receipt.reason == "full":
-                waiting.add(topic_of(row.message.to))
+                waiting[topic_of(row.message.to)] = receipt.reason or receipt.status
                 continue
+            self._rest(places_of(row)[1], row.attempts)
             detail = f"{receipt.reason}: {receipt.detail}"
             if await self._store.backlog.refused(self._owner, row.row, detail=detail, attempts_max=_REFUSALS_MAX):
                 fields = {"event_id": row.message.id, "reason": receipt.reason}
                 _logger.error("tidewire.relay.quarantined", extra=fields)
-        return waiting
+        for topic, reason in waiting.items():
+            outages = self._outages_of.get(topic, 0)
+            self._outages_of[topic] = outages + 1
+            delay = self._rest(topic, outages)
+            _logger.warning("tidewire.relay.waiting", extra={"topic": topic, "reason": reason, "delay_s": delay})
+
+    def _rest(self, place: Place, before: int) -> float:
+        """Let nothing of *place* leave for a while, the longer the more often that happened *before*."""
+        delay = outage_delay(before, self._jitter).total_seconds()
+        self._traffic.rest(place, self._now() + delay)
+        return delay
+
+    async def _lease(self) -> bool:
+        """Take the lease, or extend it when half of it has passed (by ticks that never jump)."""
+        now = self._clock.ticks()
+        if now >= self._leased_until:
+            self._leads = await self._store.backlog.lease(self._owner, self._lease_for)
+            if self._leads:
+                self._leased_until = now + int(self._lease_for.total_seconds() * 5e8)
+        return self._leads
+
+    async def _wait(self, longest: timedelta) -> None:
+        """Wait for rows, for a flight that others wait for, or for `stop`; these two cancel it and nothing else."""
+        task = asyncio.current_task()
+        assert task is not None
+        if self._stopping.is_set() or (self._moved.is_set() and self._wanted()):
+            return
+        self._waiting, self._woken = task, False
+        try:
+            await self._store.outbox.wait(longest)
+        except asyncio.CancelledError:
+            if not self._woken or task.uncancel() > 0:
+                raise
+        finally:
+            self._waiting = None
+
+    def _wanted(self) -> bool:
+        """Whether somebody waits for a flight to land."""
+        return self._left_over or self._trouble is not None
+
+    def _movement(self) -> None:
+        self._moved.set()
+        if self._wanted():
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._waiting is not None and not self._woken:
+            self._woken = True
+            self._waiting.cancel()
+
+    def _raise_trouble(self) -> None:
+        trouble, self._trouble = self._trouble, None
+        if trouble is not None:
+            raise trouble
 
     async def _back_off(self, error: Exception) -> None:
         self._leased_until = 0
@@ -207,3 +284,6 @@ class Relay:
                 await self._stopping.wait()
         except TimeoutError:
             return
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()

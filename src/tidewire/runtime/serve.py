@@ -275,8 +275,11 @@ async def _live(
                     task.cancel()
             if relay is not None and relaying is not None:
                 relay.stop()
-                await asyncio.wait([relaying])
-                await relay.flush(timedelta(seconds=max(0.0, deadline - loop.time())))
+                _, late = await asyncio.wait([relaying], timeout=max(0.0, deadline - loop.time()))
+                if late:  # a broker that does not answer keeps no process from ending; the rows are sent again
+                    relaying.cancel()
+                else:
+                    await relay.flush(timedelta(seconds=max(0.0, deadline - loop.time())))
             _logger.info("tidewire.service.drained", extra={"service": app.service.name})
     except BaseExceptionGroup as group:
         raise first_error(group) from None

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from datetime import timedelta
 
 import msgspec
 
 from tidewire.model import Message, Pending, Stuck, Topic
 from tidewire.protocols import Clock, Unit
+from tidewire.rules.relaying import up_to
 from tidewire.stores.memory.unit import own_unit
 
 __all__ = ["MemoryBacklog", "MemoryOutbox"]
@@ -109,21 +110,18 @@ class MemoryBacklog:
         self._owner, self._until = owner, now + duration // timedelta(microseconds=1) * 1_000
         return True
 
-    async def claim(self, owner: str, *, after: int, limit: int) -> Sequence[Pending]:
+    async def claim(self, owner: str, *, after: int, limit: int, without: Set[int] = frozenset()) -> Sequence[Pending]:
         """Return the next rows."""
         if not self._leads(owner):
             return ()
         self._outbox.release_due()
-        blocked: dict[tuple[str, str | None], int] = {}
-        for row, stuck in sorted(self._outbox.refused.items(), reverse=True):
-            if stuck.message.key:
-                blocked[_topic(stuck.message), stuck.message.key] = row
+        self._sideline()
         rows = (
             Pending(row, message, self._refusals.get(row, 0))
             for row, message in sorted(self._outbox.ready.items())
-            if row > after and row < blocked.get((_topic(message), message.key), row + 1)
+            if row > after and row not in without
         )
-        return list(itertools.islice(rows, limit))
+        return up_to(rows, limit)
 
     async def done(self, owner: str, rows: Sequence[int]) -> bool:
         """Delete the rows while the lease holds."""
@@ -144,6 +142,19 @@ class MemoryBacklog:
         attempts = self._refusals.pop(row)
         self._outbox.refused[row] = Stuck(row, message, attempts, detail[:1_024], self._clock.now_us())
         return True
+
+    def _sideline(self) -> None:
+        """Put aside what stands behind a quarantined row of its key."""
+        first: dict[tuple[str, str], int] = {}
+        for row, stuck in self._outbox.refused.items():
+            if stuck.message.key is not None:
+                place = (_topic(stuck.message), stuck.message.key)
+                first[place] = min(row, first.get(place, row))
+        for row, message in [*self._outbox.ready.items()] if first else ():
+            if message.key is not None and row > first.get((_topic(message), message.key), row):
+                del self._outbox.ready[row]
+                detail = "waits behind a quarantined row of its key"
+                self._outbox.refused[row] = Stuck(row, message, 0, detail, self._clock.now_us())
 
     def _leads(self, owner: str) -> bool:
         return self._owner == owner and self._until > self._clock.ticks()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence, Set
 from datetime import timedelta
 from itertools import chain
 
@@ -18,6 +18,7 @@ import msgspec
 from tidewire.kit.handles import CallersUnit
 from tidewire.model import Message, Pending, Stuck
 from tidewire.protocols import Clock, Unit
+from tidewire.rules.relaying import up_to
 from tidewire.stores.sqlite.callers import put_in_callers
 from tidewire.stores.sqlite.reading import Reader
 from tidewire.stores.sqlite.records import NewUnit, durably
@@ -184,13 +185,13 @@ class SqliteBacklog:
 
         return await durably(self._new_unit, take)
 
-    async def claim(self, owner: str, *, after: int, limit: int) -> Sequence[Pending]:
+    async def claim(self, owner: str, *, after: int, limit: int, without: Set[int] = frozenset()) -> Sequence[Pending]:
         """Return the next rows; what has become due joins them first, what is behind a quarantined row leaves."""
         if not self._leads(owner):
             return ()
         await self._release_due()
         while True:
-            rows = self._read(after, limit)
+            rows = self._read(after, limit, without)
             blocked = self._blocked(rows)
             if not blocked:
                 return rows
@@ -249,21 +250,26 @@ class SqliteBacklog:
             row = read("SELECT owner, boot, until FROM tidewire_lease WHERE name = 'relay'").fetchone()
         return row is not None and (row[0], row[1]) == (owner, self._boot) and row[2] > self._clock.ticks()
 
-    def _read(self, after: int, limit: int) -> list[Pending]:
+    def _read(self, after: int, limit: int, without: Set[int]) -> list[Pending]:
         """Read the next rows in row order; of those in the window only their numbers."""
         window = self._outbox.window
         with self._reader.reading(together=True) as read:
+
+            def rows() -> Iterator[Pending]:
+                for row, attempts in numbers:
+                    if row in without:
+                        continue
+                    message = window.get(row)
+                    if message is None:
+                        columns = read(f"SELECT {COLUMNS} FROM tidewire_outbox WHERE row = ?", (row,)).fetchone()
+                        message = message_of(columns)
+                    yield Pending(row, message, attempts)
+
             numbers = read(  # by row number
-                "SELECT row, attempts FROM tidewire_outbox WHERE row > ? ORDER BY row LIMIT ?", (after, limit)
+                "SELECT row, attempts FROM tidewire_outbox WHERE row > ? ORDER BY row LIMIT ?",
+                (after, limit + len(without)),
             ).fetchall()
-            found: list[Pending] = []
-            for row, attempts in numbers:
-                message = window.get(row)
-                if message is None:
-                    columns = read(f"SELECT {COLUMNS} FROM tidewire_outbox WHERE row = ?", (row,)).fetchone()
-                    message = message_of(columns)
-                found.append(Pending(row, message, attempts))
-        return found
+            return up_to(rows(), limit)
 
     def _blocked(self, rows: Sequence[Pending]) -> list[int]:
         """Return which of *rows* stand behind a quarantined row of their key."""

@@ -75,8 +75,9 @@ class Site:
 
     *own_time*: leases and due times are judged by the database's clock, which nobody here can move; then cases wait
     instead. *shared*: two connections that are open at once see each other's commits. *durable*: what is
-    committed outlives the last connection, and a process that is killed. *elsewhere* names, for a store that is
-    both, how another process gets this site: a function ``module:function`` and its arguments. *patience* is how
+    committed outlives the last connection, and a process that is killed. *partitioned*: several relays read the outbox
+    at the same time, each its share of it; else one reads all. *elsewhere* names, for a store that is both shared and
+    durable, how another process gets this site: a function ``module:function`` and its arguments. *patience* is how
     many seconds what must happen may take; only a case that fails waits so long.
     """
 
@@ -85,6 +86,7 @@ class Site:
     own_time: bool = False
     shared: bool = False
     durable: bool = False
+    partitioned: bool = False
     elsewhere: tuple[str, ...] | None = None
     patience: float = 8.0
 

@@ -1,4 +1,4 @@
-"""Section D: the outbox as the relay sees it. One owner reads in commit order; nothing is skipped or marked early."""
+"""Section D: the outbox as the relay sees it. A partition has one owner, who reads in order; nothing is skipped."""
 
 # ruff: noqa: SIM300  (the expected value stands on the left)
 
@@ -9,8 +9,11 @@ import random
 from collections.abc import Sequence
 from datetime import timedelta
 
+import msgspec
+
 from tidewire.model import Pending
 from tidewire.protocols import Store
+from tidewire.rules.relaying import CLAIM_BYTES_MAX
 from tidewire.testing.stores.bench import LEASE, Bench, ids, message
 
 ZERO = timedelta(0)
@@ -28,6 +31,7 @@ async def test_one_relay_among_connections(bench: Bench) -> None:
 
 
 async def _one_owner(bench: Bench, other: Store) -> None:
+    bench.need(one_partition=not bench.site.partitioned)
     first, second = bench.store.backlog, other.backlog
     await bench.commit(message("1"))
     assert await first.lease("a", HOUR)
@@ -42,6 +46,38 @@ async def _one_owner(bench: Bench, other: Store) -> None:
     assert ["1"] == ids(await second.claim("b", after=0, limit=9))
 
 
+async def test_relays_share_the_outbox(bench: Bench) -> None:
+    """OX-5, ST-25: two relays have different partitions, together all of them, and every key is at one of them."""
+    await _two_share(bench, bench.store)
+
+
+async def test_relays_on_two_connections_share_the_outbox(bench: Bench) -> None:
+    """OX-5, ST-25: the same between two connections."""
+    await _two_share(bench, await bench.connect())
+
+
+async def _two_share(bench: Bench, other: Store) -> None:
+    bench.need(partitioned=bench.site.partitioned)
+    first, second = bench.store.backlog, other.backlog
+    names = [f"{number}" for number in range(120)]
+    await bench.commit(*[message(name, f"k{number % 40}") for number, name in enumerate(names)])
+    assert await first.lease("a", HOUR)
+    assert names == ids(await first.claim("a", after=0, limit=500)), "who is alone has everything"
+    async with bench.soon():
+        while not await second.lease("b", HOUR):
+            await first.lease("a", HOUR)
+            await first.claim("a", after=0, limit=1)  # what it has in hand it gives up once it is done with it
+    mine, others = await first.claim("a", after=0, limit=500), await second.claim("b", after=0, limit=500)
+    assert min(len(mine), len(others)) >= 10, "each has its share"
+    assert sorted(names) == sorted([*ids(mine), *ids(others)])
+    assert {row.message.key for row in mine}.isdisjoint(row.message.key for row in others)
+    assert not await second.done("b", [mine[0].row])
+    assert not await second.refused("b", mine[0].row, detail="no", attempts_max=1)
+    await first.lease("a", ZERO)
+    assert await second.lease("b", HOUR)
+    assert names == ids(await second.claim("b", after=0, limit=500)), "who stays has everything again"
+
+
 async def test_an_expired_lease_is_taken_over(bench: Bench) -> None:
     """ST-25, OX-23: after its lease, and not before, another takes over."""
     backlog = bench.store.backlog
@@ -54,6 +90,7 @@ async def test_an_expired_lease_is_taken_over(bench: Bench) -> None:
 
 async def test_extending_keeps_the_lease(bench: Bench) -> None:
     """ST-25: an owner who extends in time is never taken over."""
+    bench.need(one_partition=not bench.site.partitioned)
     backlog = bench.store.backlog
     for _ in range(5):
         assert await backlog.lease("a", LEASE)
@@ -138,6 +175,33 @@ async def test_claims_page_through_the_rows(bench: Bench) -> None:
         assert expected == len(batch)
         found += batch
     assert names == ids(found)
+
+
+async def test_rows_on_their_way_are_left_out(bench: Bench) -> None:
+    """OX-17: what the relay already has in hand is not read again, the rest is, in order and up to the limit."""
+    backlog = bench.store.backlog
+    names = [f"{number}" for number in range(9)]
+    await bench.commit(*[message(name, f"k{number % 3}") for number, name in enumerate(names)])
+    assert await backlog.lease("relay", HOUR)
+    rows = list(await backlog.claim("relay", after=0, limit=9))
+    flying = frozenset(rows[number].row for number in (0, 3, 4, 8))
+    assert ["1", "2", "5"] == ids(await backlog.claim("relay", after=0, limit=3, without=flying))
+    assert ["5", "6", "7"] == ids(await backlog.claim("relay", after=rows[2].row, limit=9, without=flying))
+
+
+async def test_a_claim_ends_when_it_is_large_enough(bench: Bench) -> None:
+    """OX-17: a claim of large events ends early, has one at least, and the next goes on behind it."""
+    backlog = bench.store.backlog
+    large = CLAIM_BYTES_MAX // 2 + 1
+    for number in range(5):
+        await bench.commit(msgspec.structs.replace(message(f"{number}"), body=bytes(large)))
+    assert await backlog.lease("relay", HOUR)
+    found: list[Pending] = []
+    for expected in (2, 2, 1):
+        batch = await backlog.claim("relay", after=found[-1].row if found else 0, limit=9)
+        assert expected == len(batch)
+        found += batch
+    assert [f"{number}" for number in range(5)] == ids(found)
 
 
 async def test_nothing_is_missed_behind_the_cursor(bench: Bench) -> None:
@@ -240,7 +304,7 @@ async def test_quarantined_rows_are_shown_and_leave_again_in_order(bench: Bench)
     assert [] == list(await outbox.stuck())
     found = await bench.pending()
     assert {"1", "2", "3"} == set(ids(found))
-    assert ids(found).index("3") < ids(found).index("1")
+    assert ids(found).index("3") < ids(found).index("1") < ids(found).index("2")
     assert [0] * 3 == [row.attempts for row in found], "they begin anew"
 
 

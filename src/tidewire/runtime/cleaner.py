@@ -1,0 +1,61 @@
+"""The cleaner: inbox marks beyond the dedup window go, a bounded batch at a time, by one process at a time."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from tidewire.errors import AlreadyMarked
+from tidewire.protocols import Clock, Store
+from tidewire.rules.letters import DEDUP_WINDOW
+
+__all__ = ["Cleaner"]
+
+_NAME, _RULE = "tidewire.cleaner", "every 10 s"
+_EVERY, _AGAIN = timedelta(seconds=10), timedelta(milliseconds=100)
+_ROWS = 1_000
+
+
+class Cleaner:
+    """Cleans one store from time to time; the store's timetable says when, and whose turn it is."""
+
+    def __init__(self, store: Store, *, owner: str, lease: timedelta, clock: Clock) -> None:
+        self._store = store
+        self._owner = owner
+        self._lease = lease
+        self._clock = clock
+        self._at = 0
+
+    async def clean(self) -> timedelta:
+        """Prune one batch if that is due and nobody else does it; return how long there is nothing to do.
+
+        Soon again while there are more, or they would grow for ever.
+
+        Raises:
+            StoreUnavailable: nothing was pruned, or it is not written down that it was.
+        """
+        ticks = self._clock.ticks()
+        if ticks < self._at:
+            return timedelta(microseconds=(self._at - ticks) // 1_000)
+        wait = min(await self._turn(), _EVERY)
+        self._at = ticks + wait // timedelta(microseconds=1) * 1_000
+        return wait
+
+    async def _turn(self) -> timedelta:
+        now = self._clock.now_us()
+        due, mine = await self._store.timetable.claim(
+            _NAME, _RULE, first=now, now=now, owner=self._owner, lease=self._lease
+        )
+        if due > now or not mine:
+            return timedelta(microseconds=max(due - now, 0)) or _EVERY
+        gone = await self._store.inbox.prune(now - DEDUP_WINDOW // timedelta(microseconds=1), _ROWS)
+        wait = _AGAIN if gone >= _ROWS else _EVERY
+        unit = self._store.unit(label=_NAME)
+        try:
+            to = now + wait // timedelta(microseconds=1)
+            await self._store.timetable.advance(unit, _NAME, owner=self._owner, due=due, to=to)
+            await (await unit.seal())
+        except AlreadyMarked:
+            return wait  # it took longer than the lease, and somebody else goes on
+        finally:
+            await unit.rollback()  # harmless where it is sealed
+        return wait
