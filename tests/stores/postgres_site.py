@@ -44,6 +44,7 @@ def postgres_site(url: str, schema: str) -> Site:
         open=lambda clock: open_postgres_store(place, clock=clock, provision=True),
         rows=PostgresRows(f"{schema}.named"),
         own_time=True,
+        partitioned=True,
         shared=True,
         durable=True,
         elsewhere=("postgres_site:postgres_site", url, schema),

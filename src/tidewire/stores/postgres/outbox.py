@@ -1,27 +1,29 @@
-"""The outbox in PostgreSQL, as its writers see it."""
+"""The outbox in PostgreSQL, as its writers see it.
+
+Only rows that may leave now are in ``outbox``; delayed and quarantined ones lie in tables of their own. A row number
+is drawn before its transaction commits, so a lower one can become visible later: nobody reads with a cursor.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
 from datetime import timedelta
-from zlib import crc32
 
 import msgspec
 
-from tidewire.kit.postgres.text import given, kept
 from tidewire.kit.postgres.wire import Statement
-from tidewire.model import Message, Stuck, Topic
+from tidewire.model import Message, Stuck
 from tidewire.protocols import Clock, Unit
 from tidewire.stores.postgres.access import Access
+from tidewire.stores.postgres.events import COLUMNS, columns_of, message_of, number_of, part_of
 from tidewire.stores.postgres.unit import Core, own_unit
+from tidewire.stores.postgres.wake import Wake
 
-__all__ = ["COLUMNS", "PostgresOutbox", "message_of"]
+__all__ = ["PostgresOutbox"]
 
-_PARTITIONS = 64
-COLUMNS = "id, source, aggregatetype, aggregateid, type, headers, payload"
-_encode = msgspec.json.Encoder().encode
-_decode_headers = msgspec.json.Decoder(dict[str, str]).decode
+_WINDOW_MAX = 8_192
+_HEARING_POLLS = 4
 _VALUES = (
     "unnest($1::smallint[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::bytea[]{more}) "
     "WITH ORDINALITY AS u (part, id, source, aggregatetype, aggregateid, type, headers, payload{names}, place)"
@@ -29,67 +31,66 @@ _VALUES = (
 
 
 class PostgresOutbox:
-    """See `tidewire.protocols.Outbox`."""
+    """See `tidewire.protocols.Outbox`. *window* holds rows of this process that are committed and not yet relayed, by
+    their numbers, so that the relay need not read and decode what it has just written. *due_at* is when the first
+    delayed row is due, by the loop's clock, as of the last claim."""
 
     def __init__(self, access: Access, clock: Clock, *, poll: timedelta) -> None:
         self._access = access
         self._clock = clock
         self._poll = poll.total_seconds()
-        self._committed = asyncio.Event()
         self._core: Core | None = None
+        self.wake = Wake(access)
+        self.window: dict[int, Message] = {}
+        self.due_at = float("inf")
         ready, delayed, refused = (access.table(name) for name in ("outbox", "outbox_delayed", "outbox_refused"))
         columns = f"part, {COLUMNS}"
         self._insert_one = (
             f"INSERT INTO {ready} ({columns}) VALUES ($1::smallint, $2::text, $3::text, $4::text, $5::text, $6::text, "
-            "$7::text, $8::bytea)"
+            '$7::text, $8::bytea) RETURNING "row"'
         )
-        self._insert = (
-            f"INSERT INTO {ready} ({columns}) SELECT {columns} FROM {_VALUES.format(more='', names='')} ORDER BY place"
+        self._insert = (  # numbers are drawn in the order of the rows
+            f"INSERT INTO {ready} ({columns}) SELECT {columns} FROM {_VALUES.format(more='', names='')} "
+            'ORDER BY place RETURNING "row"'
         )
         values = _VALUES.format(more=", $9::bigint[]", names=", due")
         self._insert_delayed = (
             f"INSERT INTO {delayed} ({columns}, due) SELECT {columns}, due FROM {values} ORDER BY place"
-        )
-        self._has_rows = (
-            f"SELECT EXISTS (SELECT 1 FROM {ready}) OR EXISTS (SELECT 1 FROM {delayed} "
-            "WHERE due <= extract(epoch FROM clock_timestamp()) * 1000000)"
         )
         self._count = (
             f"SELECT (SELECT count(*) FROM {ready}) + (SELECT count(*) FROM {delayed}), "
             f"(SELECT count(*) FROM {refused})"
         )
         self._stuck = (
-            f'SELECT "row", attempts, detail, at, {COLUMNS} FROM {refused} WHERE "row" > $1::bigint '
+            f'SELECT "row", part, attempts, detail, at, {COLUMNS} FROM {refused} WHERE "row" > $1::bigint '
             'ORDER BY "row" LIMIT $2::bigint'
         )
         self._requeue = (
             f'WITH gone AS (DELETE FROM {refused} WHERE "row" = ANY($1::bigint[]) RETURNING *) '
-            f'INSERT INTO {ready} ({columns}) SELECT {columns} FROM gone ORDER BY "row"'
+            f'INSERT INTO {ready} ({columns}) SELECT {columns} FROM gone ORDER BY "row" RETURNING part'
         )
 
     def attach(self, core: Core) -> None:
         """Say whose units are ours."""
         self._core = core
 
-    async def open(self) -> None:
-        """Nothing to open."""
-
-    async def close(self) -> None:
-        """Nothing to close."""
-
     async def put(self, unit: Unit, messages: Sequence[Message]) -> None:
         """Insert rows with the seal of *unit*, in order."""
         assert self._core is not None, "attached when the store was opened"
         core = self._core
         own = own_unit(unit, lambda: core)
-        self.statements(messages)  # what cannot be a row is refused now
-        own.leave(messages)
+        now = self._clock.now_us()
+        leaving = [_at_once_if_due(message, now) for message in messages]
+        self.statements(leaving)  # what cannot be a row is refused now
+        own.leave(leaving)
 
     def statements(self, messages: Sequence[Message]) -> Sequence[Statement]:
-        """Return what inserts *messages*: one statement for what may leave now, one for what may not."""
-        now = self._clock.now_us()
-        at_once = [_columns(one) for one in messages if one.not_before is None or one.not_before <= now]
-        later = [(*_columns(one), one.not_before) for one in messages if (one.not_before or 0) > now]
+        """Return what inserts *messages*: one statement for those that may leave now, then one for those that may not.
+
+        The first returns the row numbers.
+        """
+        at_once = [columns_of(one) for one in messages if one.not_before is None]
+        later = [(*columns_of(one), one.not_before) for one in messages if one.not_before is not None]
         done: list[Statement] = []
         if len(at_once) == 1:
             done.append((self._insert_one, at_once[0]))
@@ -99,27 +100,25 @@ class PostgresOutbox:
             done.append((self._insert_delayed, [list(column) for column in zip(*later, strict=True)]))
         return done
 
-    def written(self, messages: Sequence[Message]) -> None:
-        """Wake the relay."""
-        self._committed.set()
+    def written(self, messages: Sequence[Message], rows: Sequence[tuple[int, ...]]) -> None:
+        """Keep for the relay of this process what it is to publish, as far as there is room, and wake who has to."""
+        parts: set[int] = set()
+        numbers = iter(rows)
+        for message in messages:
+            part = part_of(message)
+            parts.add(part)
+            if message.not_before is None:
+                (row,) = next(numbers)
+                if part in self.wake.parts and len(self.window) < _WINDOW_MAX:
+                    self.window[number_of(row, part)] = message
+        self.wake.committed(parts)
 
     async def wait(self, longest: timedelta) -> bool:
-        """Wait for a commit of this process, or for rows of others, looked for every *poll*."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + longest.total_seconds()
-        while not self._committed.is_set():
-            if (await self._access.run("looking for events", (self._has_rows, ()))).rows()[0][0]:
-                break
-            rest = min(deadline - loop.time(), self._poll)
-            if rest <= 0:
-                return False
-            try:
-                async with asyncio.timeout(rest):
-                    await self._committed.wait()
-            except TimeoutError:
-                continue
-        self._committed.clear()
-        return True
+        """Wait for a commit, of this process or told of by others, for a due time, or for the time to look."""
+        poll = self._poll * (_HEARING_POLLS if self.wake.hears else 1)
+        due = self.due_at - asyncio.get_running_loop().time()
+        seconds = longest.total_seconds()
+        return await self.wake.wait(max(0.0, min(seconds, poll, due))) or min(poll, due) <= seconds
 
     async def count(self) -> tuple[int, int]:
         """Return how many rows are pending (delayed ones included) and how many are quarantined."""
@@ -128,43 +127,24 @@ class PostgresOutbox:
 
     async def stuck(self, *, after: int = 0, limit: int = 100) -> Sequence[Stuck]:
         """Return quarantined rows."""
-        rows = (await self._access.run("reading quarantined events", (self._stuck, (after, limit)))).rows()
-        return [Stuck(row, message_of(columns), attempts, detail, at) for row, attempts, detail, at, *columns in rows]
+        rows = (await self._access.run("reading quarantined events", (self._stuck, (after >> 6, limit)))).rows()
+        return [
+            Stuck(number_of(row, part), message_of(columns), attempts, detail, at)
+            for row, part, attempts, detail, at, *columns in rows
+        ]
 
     async def requeue(self, rows: Sequence[int]) -> int:
         """Move quarantined rows behind what is pending."""
-        return (await self._access.run("requeueing events", (self._requeue, ([*rows],)))).count()
+        asked = [row >> 6 for row in rows]
+        parts = (await self._access.run("requeueing events", (self._requeue, (asked,)))).rows()
+        self.wake.committed(part for (part,) in parts)
+        return len(parts)
 
 
-def _part_of(message: Message) -> int:
-    """Return the partition of a message: that of its key, or of its id where it has none."""
-    assert isinstance(message.to, Topic)
-    text = message.id if message.key is None else f"{message.to.name}\0{message.key}"
-    return crc32(text.encode()) % _PARTITIONS
-
-
-def message_of(columns: Sequence[object]) -> Message:
-    """Return the message that a row holds."""
-    event_id, source, topic, key, _, headers, payload = columns
-    return Message(
-        Topic(given(str(topic))),
-        given(str(event_id)),
-        given(str(source)),
-        None if key is None else given(str(key)),
-        _decode_headers(str(headers)),
-        bytes(payload),  # type: ignore[call-overload]
-    )
-
-
-def _columns(message: Message) -> tuple[object, ...]:
-    assert isinstance(message.to, Topic)
-    return (
-        _part_of(message),
-        kept(message.id),
-        kept(message.source),
-        kept(message.to.name),
-        None if message.key is None else kept(message.key),
-        kept(message.headers.get("ce-type", "")),
-        _encode(message.headers).decode(),
-        message.body,
-    )
+def _at_once_if_due(message: Message, now: int) -> Message:
+    due = message.not_before
+    if due is None:
+        return message
+    if due.bit_length() > 63:
+        raise OverflowError(f"{message.id}: its time is beyond what a row can hold")
+    return msgspec.structs.replace(message, not_before=None) if due <= now else message

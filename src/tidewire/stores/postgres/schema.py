@@ -44,10 +44,13 @@ _FIRST = (
     "row" bigint PRIMARY KEY, part smallint NOT NULL, id text NOT NULL, source text NOT NULL,
     aggregatetype text NOT NULL, aggregateid text, type text NOT NULL, headers text NOT NULL, payload bytea NOT NULL,
     attempts integer NOT NULL, detail text NOT NULL, at bigint NOT NULL)""",
-    "CREATE INDEX {i}outbox_refused_key ON {t}outbox_refused (aggregatetype, aggregateid)",
-    # Who reads which partition of the outbox, and who cleans up; judged by the database's clock.
-    """CREATE TABLE {t}lease (
-    name text PRIMARY KEY, owner text NOT NULL, until timestamptz NOT NULL)""",
+    "CREATE INDEX {i}outbox_refused_key ON {t}outbox_refused USING hash (aggregateid)",
+    # The relays that are alive, and who reads which partition of the outbox; judged by the database's clock. The token
+    # grows with every change of hands.
+    """CREATE TABLE {t}relay (owner text PRIMARY KEY, until timestamptz NOT NULL)""",
+    """CREATE TABLE {t}partition (
+    part smallint PRIMARY KEY, owner text NOT NULL, token bigint NOT NULL, until timestamptz NOT NULL)""",
+    "INSERT INTO {t}partition SELECT part, '', 0, '-infinity' FROM generate_series(0, 63) AS part",
     """CREATE TABLE {t}attempt (
     grp text NOT NULL, source text NOT NULL, event_id text NOT NULL, starts integer NOT NULL, failure text NOT NULL,
     PRIMARY KEY (grp, source, event_id))""",

@@ -23,6 +23,7 @@ from tidewire.stores.postgres.schema import check_version, index_name
 from tidewire.stores.postgres.timetable import PostgresTimetable
 from tidewire.stores.postgres.tx import PostgresTx, SyncPostgresTx
 from tidewire.stores.postgres.unit import Core, PostgresUnit
+from tidewire.stores.postgres.wake import waking
 
 __all__ = ["PostgresStore", "open_postgres_store"]
 
@@ -74,7 +75,6 @@ class PostgresStore:
 
     async def close(self) -> None:
         """Wait a little for the units that have begun, then close every connection."""
-        await self.outbox.close()
         await self.pool.close(_CLOSE_MAX)
         await self.own.close(_CLOSE_MAX)
 
@@ -103,7 +103,7 @@ async def open_postgres_store(
             if provision:
                 await upgrade(wire, store.place)
             check_version(store.place, await read_version(wire, store.place))
-        await store.outbox.open()
-        yield store
+        async with waking(store.outbox.wake):
+            yield store
     finally:
         await store.close()

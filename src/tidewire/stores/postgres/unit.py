@@ -38,8 +38,8 @@ class Leaving(Protocol):
         """Return what inserts *messages*, in order."""
         ...
 
-    def written(self, messages: Sequence[Message]) -> None:
-        """Hear that *messages* are committed."""
+    def written(self, messages: Sequence[Message], rows: Sequence[tuple[int, ...]]) -> None:
+        """Hear that *messages* are committed; *rows* is what their first statement returned."""
         ...
 
 
@@ -65,8 +65,8 @@ class PostgresUnit:
     """
 
     __slots__ = (
-        "_beginning", "_failure", "_guard", "_later", "_marks", "_messages", "_points", "_sent", "_state", "_sync",
-        "_tx", "_wire", "core",
+        "_beginning", "_failure", "_guard", "_inserts", "_later", "_marks", "_messages", "_points", "_sent", "_state",
+        "_sync", "_tx", "_wire", "core",
     )  # fmt: skip
 
     def __init__(self, core: Core, guard: Guard | None) -> None:
@@ -80,6 +80,7 @@ class PostgresUnit:
         self._later: list[Statement] = []
         self._marks: set[tuple[int, bytes]] = set()
         self._messages: list[Message] = []
+        self._inserts = 0
         self._points = 0
         self._tx: Any = None
         self._sync: Any = None
@@ -193,7 +194,7 @@ class PostgresUnit:
         if error is None:
             self._end()
             if self._messages:
-                self.core.leaving.written(self._messages)
+                self.core.leaving.written(self._messages, answers.rows(-1 - self._inserts))
             if interrupted:
                 raise asyncio.CancelledError
             return _durable()
@@ -234,7 +235,9 @@ class PostgresUnit:
             batch.append((self.core.guard_sql, lane))
         batch += self._later
         if self._messages:
-            batch += self.core.leaving.statements(self._messages)
+            inserts = self.core.leaving.statements(self._messages)
+            self._inserts = len(inserts)
+            batch += inserts
         batch.append(_COMMIT)
         return batch
 

@@ -1,0 +1,133 @@
+"""Waking relays: at once by what this process commits, soon by notifications of others, and at the latest by looking.
+
+A notification is a hint: one may be lost at a failover, and a connection may be dead for a while before that is
+noticed. What is committed by the store's own units is notified after the commit, many units together: a notification
+inside a transaction makes all such commits of the database wait for each other, disk sync included.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import psycopg
+
+from tidewire.errors import StoreUnavailable
+from tidewire.stores.postgres.access import Access
+from tidewire.stores.postgres.events import channel_of, notification
+
+__all__ = ["RELAYS_CHANGED", "Wake", "waking"]
+
+RELAYS_CHANGED = "relays"
+_AGAIN_FIRST, _AGAIN_MAX = 0.1, 5.0
+_logger = logging.getLogger("tidewire.store")
+
+
+class Wake:
+    """What wakes the relay of this process. *parts* are the partitions that it has, none where
+    that is not known; *hears* says whether notifications come."""
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
+        self._channel = channel_of(access.place)
+        self._flag = asyncio.Event()
+        self._wanted = asyncio.Event()
+        self._untold = asyncio.Event()
+        self._untold_parts: set[int] = set()
+        self.parts: frozenset[int] = frozenset()
+        self.hears = False
+        self._session = 0
+        self.relays_changed = 0
+
+    async def wait(self, seconds: float) -> bool:
+        """Wait until something may have come since the last call that was told so; False after *seconds*."""
+        self._wanted.set()
+        try:
+            async with asyncio.timeout(seconds):
+                await self._flag.wait()
+        except TimeoutError:
+            return False
+        self._flag.clear()
+        return True
+
+    def ring(self) -> None:
+        """Wake the relay of this process, or whoever waits next."""
+        self._flag.set()
+
+    def committed(self, parts: Iterable[int]) -> None:
+        """Say that rows of *parts* were committed here: wake our relay, or tell those of other processes."""
+        every = {*parts}
+        others = every - self.parts
+        if not self.parts or len(others) < len(every):
+            self._flag.set()
+        if others:
+            self._untold_parts |= others
+            self._untold.set()
+
+    async def tell(self) -> None:
+        """Until cancelled: tell other processes what was committed here. What cannot be told they find by looking."""
+        while True:
+            await self._untold.wait()
+            self._untold.clear()
+            parts, self._untold_parts = self._untold_parts, set()
+            try:
+                told = notification(self._access.place, parts, session=self._session)
+                await self._access.run("waking relays", told)
+            except StoreUnavailable:
+                continue
+
+    async def listen(self) -> None:
+        """Until cancelled, from the first wait on: hear what others commit. A connection that breaks is made anew."""
+        await self._wanted.wait()
+        again = _AGAIN_FIRST
+        while True:
+            try:
+                async with await psycopg.AsyncConnection[Any].connect(
+                    self._access.place.url, autocommit=True
+                ) as connection:
+                    await connection.execute(f"LISTEN {self._channel}".encode())
+                    if self._session:
+                        self._flag.set()  # what was committed while nobody listened
+                    self._session, self.hears, again = connection.info.backend_pid, True, _AGAIN_FIRST
+                    async for notify in connection.notifies():
+                        self._heard(notify.payload)
+            except psycopg.Error as error:
+                if self.hears:
+                    _logger.warning("tidewire.store.deaf", extra={"error_type": type(error).__name__})
+            self.hears = False
+            await asyncio.sleep(again)
+            again = min(again * 2, _AGAIN_MAX)
+
+    def _heard(self, payload: str) -> None:
+        if payload == RELAYS_CHANGED:
+            self.relays_changed += 1
+            self._flag.set()
+            return
+        parts, _, session = payload.partition(".")
+        if session == str(self._session):
+            return  # our own
+        try:
+            bits = int(parts, 16)
+        except ValueError:
+            bits = -1  # of a later version: it means something came
+        if not self.parts or any(bits >> part & 1 for part in self.parts):
+            self._flag.set()
+
+
+@asynccontextmanager
+async def waking(wake: Wake) -> AsyncGenerator[None]:
+    """Listen and tell while the block lasts; what it raises, rises as it is."""
+    raised: Exception | None = None
+    async with asyncio.TaskGroup() as tasks:
+        running = [tasks.create_task(wake.listen()), tasks.create_task(wake.tell())]
+        try:
+            yield
+        except Exception as error:
+            raised = error
+        for task in running:
+            task.cancel()
+    if raised is not None:
+        raise raised
