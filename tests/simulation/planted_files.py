@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from planting import changed, patch, plant
+from planting import patch, plant
 
 from tidewire.kit import sqlite_file
-from tidewire.runtime import holds
-from tidewire.testing.simulation import drawn_world
 
 
 @plant("PB-6 SQ1", ground="sqlite", power=1.0)
@@ -33,15 +31,3 @@ def new_files_are_not_synced() -> None:
 def new_names_are_not_synced() -> None:
     """The directory of a new file is never synced."""
     patch(sqlite_file, "_sync_directory", lambda path: None)
-
-
-@plant(
-    "found by seed", ground="sqlite", rare=(changed(drawn_world(18, ground="sqlite"), power=0.0, crash_every=200.0),)
-)
-def keys_noted_meanwhile_are_forgotten() -> None:
-    """Taking a lane overwrites what was noted while the store answered."""
-
-    async def load(self: Any) -> None:
-        self.keys = set(await self._store.held.keys(self._group, self._topics))
-
-    patch(holds.Holds, "load", load)

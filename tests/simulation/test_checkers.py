@@ -130,6 +130,12 @@ GOOD_TOO: list[Callable[[], Sequence[Op]]] = [
     lambda: (*GOOD, Op(f="timer", type="invoke", event="x", due=5), Op(f="timer", event="x", at=5)),
     lambda: (*GOOD, Op(f="saga", type="invoke", event="s"), Op(f="saga", event="s", detail="compensated")),
     lambda: (*GOOD, Op(f="heal", at=0, due=10), Op(f="drained", at=10)),
+    lambda: (  # the answer came late: it was asked for, and done, in time
+        *GOOD,
+        Op(f="lane", type="invoke", process="one", group="g", lane="l", epoch=1),
+        Op(f="lane", type="invoke", process="two", group="g", lane="l", epoch=2),
+        Op(f="settle", process="one", group="g", lane="l", epoch=1, event="a", number=4),
+    ),
     lambda: (*GOOD, Op(f="health", detail="not ready", n=60_000_000), Op(f="health", detail="ready", n=10)),
 ]
 

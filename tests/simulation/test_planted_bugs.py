@@ -25,7 +25,6 @@ SOON = {
     "one_attempt_too_few": "C10",
     "commits_are_not_synced": "C2",
     "new_names_are_not_synced": "C2",
-    "keys_noted_meanwhile_are_forgotten": "C7",
 }
 
 

@@ -9,7 +9,6 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from planting import changed
 
 from tidewire.testing.simulation import Faults, Report, World, drawn_world
 from tidewire.testing.simulation.campaign import Campaign, Totals, equal_replays, run_worlds
@@ -77,9 +76,6 @@ FOUND: dict[str, World] = {
     "what was released counted as unsettled until the answer came, and credit came back before": old(10052, "sqlite"),
     "receive span, writing, while something due lay in a lane that was being revoked": old(10230, "sqlite"),
     "the scenario's own: a publisher that did not know repeated an id with another body": old(20378, "sqlite"),
-    "a lane that was taken made the process forget a key that had just been held": changed(
-        drawn_world(18, ground="sqlite"), power=0.0, crash_every=200.0
-    ),
 }
 
 

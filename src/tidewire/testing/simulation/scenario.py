@@ -141,12 +141,16 @@ class _Run:
                 place = Place(name=name, group=group, store=store, service=maker, options=self._options)
                 simulation.start(place)
         # Groups get what is published from the moment they exist.
+        if world.calm_start:
+            self.loop.crash_around(0.0)
         latest = self.loop.now + 3.0 * world.patience
         while not all(life.app is not None and life.app.ready for life in simulation.lives.values()):
             await asyncio.sleep(0.2)
             if self.loop.now > latest:
                 self.violations.append(Violation("C18", f"not ready {3.0 * world.patience:g} s after the start"))
                 return False
+        if world.calm_start:
+            self.loop.crash_around(world.faults.crash_every)
         for number in range(world.publishers):
             name = f"web-{number}"
             simulation.start(Place(name=name, group="web", store="web", work=self._publish, options=self._options))

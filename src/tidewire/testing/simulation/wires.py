@@ -257,13 +257,14 @@ class SimReceiver:
         # Given out of hand: once the broker has written it down, it hands out more, maybe before we hear of it.
         for delivery in (*ack, *(one.delivery for one in release)):
             self._out.pop(_name(delivery), None)
+        asked = len(wire.history.ops)
         settlements: Sequence[Settlement] = await self._inner.settle(ack=ack, release=release, move=move)
         for place, one in enumerate(settlements):
             if one.status == "failed":
                 continue
             if place >= len(ack) + len(release):  # what was released may be out again by now
                 self._out.pop(_name(one.delivery), None)
-            self._settled(one)
+            self._settled(one, asked)
         given_back = range(len(ack), len(ack) + len(release))
         wire.settled += sum(
             one.status == "settled" and place not in given_back for place, one in enumerate(settlements)
@@ -340,7 +341,7 @@ class SimReceiver:
                 )
                 wire.note(op)
 
-    def _settled(self, one: Settlement) -> None:
+    def _settled(self, one: Settlement, asked: int) -> None:
         wire, delivery = self._wire, one.delivery
         wire.note(
             Op(
@@ -352,6 +353,7 @@ class SimReceiver:
                 event=delivery.message.id,
                 lane=delivery.lane,
                 epoch=delivery.epoch,
+                number=asked,
             )
         )
 

@@ -27,6 +27,7 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
     *ground*: which broker and which stores. *orders*: how many by each publisher; *publishers*, *copies*: processes.
     *seconds*: how long faults last; *look_every*: how often it is looked whether all is done. *relay_lease*: 0 draws
     one for each life. *operate_every*: how often an operator comes. *patience*: how long all may take to drain.
+    *calm_start*: nobody dies before everybody is ready.
     """
 
     seed: int
@@ -48,6 +49,7 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
     look_every: float = 1.0
     operate_every: float = 12.0
     patience: float = 900.0
+    calm_start: bool = False
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,6 +118,7 @@ def _shrunk(
         look_every=0.5,
         operate_every=max(seconds) / 2,
         patience=200.0,
+        calm_start=True,
     )
 
 

@@ -27,7 +27,8 @@ class Op(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     cut off. ``effect``: what a handler wrote and committed; *n* and *stream* as published, *number* its place among
     the commits of its store, *lane* and *epoch* by which it ran, *run*. ``mark``, ``row``: found in the store at the
     end. ``adopt``: *number*, *lane*, *epoch*. ``lane``: ``invoke`` assigned, ``ok`` given up, ``fail`` lost.
-    ``settle``: ``ok`` settled, ``fail`` lost; ``commit``: a position *n* of a *lane* under *epoch*. ``dead``: a dead
+    ``settle``: ``ok`` settled, ``fail`` lost, *number* how many operations there were when it was asked for (0: it
+    took no time); ``commit``: a position *n* of a *lane* under *epoch*. ``dead``: a dead
     letter at the end, *detail* its reason; ``info``: when it was written, ``fail``: for an outage.
     ``timer``: ``invoke`` set for *due*, ``ok`` it went off.
     ``saga``: ``invoke`` begun, *detail* its state. ``bound``: *n* of at most *due*. ``fact``: *detail* its kind, *n*

@@ -115,15 +115,16 @@ def outbox_empty(history: History) -> Iterator[Violation]:
 def exclusive(history: History) -> Iterator[Violation]:
     """C13: a lane has one owner at a time: an epoch is given out once, and nobody settles under an overtaken one."""
     owner: dict[tuple[str, str, int], str] = {}
-    newest: dict[tuple[str, str], int] = {}
-    for op in history.ops:
+    given: dict[tuple[str, str], list[tuple[int, int]]] = {}
+    for place, op in enumerate(history.ops):
         if op.f == "lane" and op.type == "invoke":
             before = owner.setdefault((op.group, op.lane, op.epoch), op.process)
             if before != op.process:
                 yield Violation("C13", f"{op.group} {op.lane}: epoch {op.epoch} was given to {before} and {op.process}")
-            newest[op.group, op.lane] = max(op.epoch, newest.get((op.group, op.lane), 0))
+            given.setdefault((op.group, op.lane), []).append((place, op.epoch))
         elif op.f == "settle" and op.type == "ok" and op.epoch:
-            current = newest.get((op.group, op.lane), 0)
+            asked = op.number or place
+            current = max((epoch for at, epoch in given.get((op.group, op.lane), ()) if at < asked), default=0)
             if op.epoch < current:
                 yield Violation(
                     "C13", f"{op.group} {op.lane}: {op.process} settled {op.event} under epoch {op.epoch}, "
