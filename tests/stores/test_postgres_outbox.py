@@ -1,0 +1,194 @@
+"""The outbox in PostgreSQL: who is woken by what, and how partitions change hands, on a real server."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+
+import psycopg
+import pytest
+from outbox_readers import CURSORS, committed_by, read_by_claims, read_by_cursor, wrong_about
+
+from tidewire.model import Message, Topic
+from tidewire.stores.postgres import PostgresStore, open_postgres_store
+
+LONG, HOUR = timedelta(seconds=20), timedelta(hours=1)
+POLL = timedelta(milliseconds=200)
+
+
+def message(name: str, key: str | None = "k", *, due: int | None = None) -> Message:
+    return Message(Topic("t"), name, "s", key, {"ce-type": "t.tested"}, b"{}", due)
+
+
+async def commit(store: PostgresStore, *messages: Message) -> None:
+    unit = store.unit()
+    await store.outbox.put(unit, messages)
+    await (await unit.seal())
+
+
+async def names(store: PostgresStore, owner: str) -> list[str]:
+    return [row.message.id for row in await store.backlog.claim(owner, after=0, limit=1_000)]
+
+
+@asynccontextmanager
+async def two_stores(url: str, *, poll: timedelta = HOUR) -> AsyncGenerator[tuple[PostgresStore, PostgresStore]]:
+    """Two connections to the same store, as two processes have them; nobody looks before *poll* is over."""
+    async with (
+        open_postgres_store(url, provision=True, poll=poll) as first,
+        open_postgres_store(url, poll=poll) as second,
+        asyncio.timeout(25),
+    ):
+        yield first, second
+
+
+async def hears(store: PostgresStore) -> None:
+    """Wait until *store* listens, and forget what it has heard."""
+    while not store.outbox.wake.hears:
+        await store.outbox.wait(timedelta(milliseconds=20))
+    while await store.outbox.wait(timedelta(milliseconds=20)):
+        continue
+
+
+@pytest.mark.parametrize("where", ["here", "elsewhere"])
+def test_a_commit_between_the_look_and_the_wait_is_heard(postgresql_url: str, where: str) -> None:
+    """OX-16: who has found nothing and waits next, hears of what was committed in between, without looking."""
+
+    async def scenario() -> None:
+        async with two_stores(postgresql_url) as (store, other):
+            assert await store.backlog.lease("a", HOUR)
+            await hears(store)
+            for number in range(5):
+                assert [] == await names(store, "a")
+                await commit(store if where == "here" else other, message(f"{number}"))
+                assert await store.outbox.wait(LONG)
+                (row,) = await store.backlog.claim("a", after=0, limit=9)
+                assert await store.backlog.done("a", [row.row])
+
+    asyncio.run(scenario())
+
+
+def test_without_any_notification_rows_are_found_by_looking(postgresql_url: str) -> None:
+    """OX-16: where every notification is lost, a row is found after a few looks' time: a listener that hears looks
+    every fourth time only."""
+
+    async def scenario() -> None:
+        async with two_stores(postgresql_url, poll=POLL) as (store, _):
+            assert await store.backlog.lease("a", HOUR)
+            await hears(store)
+            for number in range(3):
+                with psycopg.connect(postgresql_url) as silent:  # a writer that notifies nobody
+                    silent.execute(
+                        "INSERT INTO tidewire_outbox (part, id, source, aggregatetype, type, headers, payload) "
+                        f"VALUES ({number}, '{number}', 's', 't', 'x', '{{}}', '')".encode()
+                    )
+                began = time.monotonic()
+                while not await names(store, "a"):
+                    await store.outbox.wait(LONG)
+                assert time.monotonic() - began < 4 * POLL.total_seconds() + 1.0
+                rows = await store.backlog.claim("a", after=0, limit=9)
+                assert await store.backlog.done("a", [row.row for row in rows])
+
+    asyncio.run(scenario())
+
+
+def test_a_listener_that_is_cut_off_hears_again(postgresql_url: str) -> None:
+    """OB11: a connection that is cut is made anew, and what was committed meanwhile is heard of then."""
+
+    async def scenario() -> None:
+        async with two_stores(postgresql_url) as (store, other):
+            assert await store.backlog.lease("a", HOUR)
+            await hears(store)
+            async with await psycopg.AsyncConnection.connect(postgresql_url, autocommit=True) as shell:
+                await shell.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                    "WHERE query LIKE 'LISTEN%' AND datname = current_database()"
+                )
+            await commit(other, message("meanwhile"))
+            assert await store.outbox.wait(LONG)
+            assert ["meanwhile"] == await names(store, "a")
+
+    asyncio.run(scenario())
+
+
+def test_partitions_are_handed_over_at_once(postgresql_url: str) -> None:
+    """ST-25: a relay that comes gets its share and one that goes leaves its own, long before any lease ends; what is on
+    its way stays where it is until it has landed."""
+
+    async def scenario() -> None:
+        async with two_stores(postgresql_url) as (store, other):
+            await commit(store, *[message(f"{number}", f"k{number}") for number in range(200)])
+            assert await store.backlog.lease("a", HOUR)
+            await hears(store)
+            rows = await store.backlog.claim("a", after=0, limit=1_000)
+            flying = frozenset(row.row for row in rows)
+            assert not await other.backlog.lease("b", HOUR)
+            assert await store.outbox.wait(LONG), "it hears of the other"
+            await store.backlog.claim("a", after=0, limit=9, without=flying)
+            assert not await other.backlog.lease("b", HOUR), "everything is on its way"
+            assert await store.backlog.done("a", [row.row for row in rows])
+            await store.backlog.claim("a", after=0, limit=9)
+            assert await other.backlog.lease("b", HOUR)
+            await commit(store, *[message(f"{number}", f"k{number}") for number in range(200)])
+            mine, others = await names(store, "a"), await names(other, "b")
+            assert (200, 200) == (len(mine) + len(others), len({*mine, *others}))
+            assert min(len(mine), len(others)) > 50
+
+            await hears(store)
+            await other.backlog.lease("b", timedelta(0))
+            assert await store.outbox.wait(LONG), "it hears that the other has gone"
+            assert 200 == len(await names(store, "a"))
+
+    asyncio.run(scenario())
+
+
+def test_a_delayed_row_of_another_process_is_heard_of(postgresql_url: str) -> None:
+    """OX-16: whoever waits learns when a row is due that somebody else has committed."""
+
+    async def scenario() -> None:
+        async with two_stores(postgresql_url) as (store, other):
+            assert await store.backlog.lease("a", HOUR)
+            await hears(store)
+            assert [] == await names(store, "a")
+            await commit(other, message("later", due=int(time.time() * 1e6) + 300_000))
+            while not (found := await names(store, "a")):
+                assert await store.outbox.wait(LONG)
+            assert ["later"] == found
+
+    asyncio.run(scenario())
+
+
+def test_an_open_write_transaction_is_seen(postgresql_url: str) -> None:
+    """OB4: the age of the oldest transaction that has written something is known; one that only reads does no harm."""
+
+    async def scenario() -> None:
+        async with open_postgres_store(postgresql_url, provision=True) as store:
+            with psycopg.connect(postgresql_url) as reading, psycopg.connect(postgresql_url) as writing:
+                reading.execute("SELECT count(*) FROM tidewire_outbox")
+                assert await store.oldest_write() is None
+                writing.execute("CREATE TABLE mine (a integer)")
+                await asyncio.sleep(0.05)
+                age = await store.oldest_write()
+            assert age is not None
+            assert timedelta(milliseconds=50) <= age < timedelta(seconds=20)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("cursor", CURSORS)
+def test_readers_with_a_cursor_are_judged(postgresql_url: str, cursor: str) -> None:
+    """OB1, OB2, OB3: with writers that commit out of order and roll back, the two wrong cursors are caught missing rows
+    by the checker that finds nothing wrong with the right one."""
+    sent, seen = read_by_cursor(postgresql_url, cursor, writers=8, rows=1_500)
+    lost, _ = wrong_about(sent, seen)
+    assert (cursor == "xid and row") == (lost == 0)
+
+
+def test_claims_miss_nothing(postgresql_url: str) -> None:
+    """OX-1, OB1: with the same writers, every committed row is claimed, once, in the order of its key."""
+    sent, seen = read_by_claims(postgresql_url, writers=8, rows=3_000)
+    assert (0, 0) == wrong_about(sent, seen)
+    assert len(seen) == len({name for _, name in seen}) == sum(map(len, sent.values()))
+    assert committed_by(sent) > 1_000
