@@ -257,7 +257,9 @@ def test_settings_are_documented() -> None:
     fields = msgspec.structs.fields(Settings)
     assert [] == unsaid([field.name for field in fields] + [f"TIDEWIRE_{field.name.upper()}" for field in fields], text)
     defaults = {
-        field.name: field.default for field in fields if isinstance(field.default, int | float) and field.default
+        field.name: field.default
+        for field in fields
+        if isinstance(field.default, int | float) and not isinstance(field.default, bool)
     }
     rows = [[cell.strip(" `") for cell in line.split("|")[1:4]] for line in text.splitlines() if "| `TIDEWIRE_" in line]
     assert defaults == {name: float(default) for name, _, default in rows if name in defaults}

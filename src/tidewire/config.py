@@ -59,6 +59,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     *broker*, *store*: URLs; no store means none. *lease*, *grace*, *max_hold*, *stuck_after* in seconds. *lanes*
     of topics that are created. *provision*: create missing topics and groups. *log*: ``text`` or ``json``.
+    *relay*: publish the store's outbox from this process; false where `tidewire relay` does.
     *probe*: ``HOST:PORT`` where ``tidewire run`` answers health probes; none means nowhere.
     *services*: what ``tidewire dev`` runs, each as ``module:service``; none means all that it finds.
     """
@@ -73,6 +74,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     provision: bool = False
     log: str = "text"
     probe: str = ""
+    relay: bool = True
     services: tuple[str, ...] = ()
 
     def seconds(self, name: str) -> timedelta:

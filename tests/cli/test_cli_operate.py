@@ -337,7 +337,8 @@ def test_outbox(shop: Shop) -> None:
     asyncio.run(fill())
     store = ("--store", f"sqlite:///{path}")
     status = shop.tidewire("outbox", "status", *store, "--json")
-    assert (exits.FAILED, {"pending": 1, "stuck": 1}) == (status.returncode, json.loads(status.stdout))
+    found = json.loads(status.stdout)
+    assert (exits.FAILED, 1, 1) == (status.returncode, found["pending"], found["stuck"])
     assert ["stuck"] == [one["id"] for one in shop.json("outbox", "stuck", *store)["stuck"]]
     assert 0 == shop.json("outbox", "flush", *store)["left"]
     assert 1 == len(shop.json("find", "from-web")["found"])

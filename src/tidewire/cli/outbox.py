@@ -13,7 +13,7 @@ from tidewire.chance import UUID7Ids
 from tidewire.cli.brokers import duration
 from tidewire.cli.exits import FAILED, OK, CommandParser
 from tidewire.cli.shown import emit, stamp, table
-from tidewire.config import Settings, open_store, open_transport, settings_from
+from tidewire.config import Settings, look_at_store, open_store, open_transport, settings_from
 from tidewire.errors import ConfigurationError
 from tidewire.model import Stuck
 from tidewire.protocols import Store
@@ -60,6 +60,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 async def _act(options: argparse.Namespace, settings: Settings) -> int:
+    if options.verb == "status":
+        return await _status(settings.store, as_json=options.json)
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(open_store(settings.store, create=False))
         if options.verb == "flush":
@@ -70,18 +72,34 @@ async def _act(options: argparse.Namespace, settings: Settings) -> int:
         if options.verb == "requeue":
             rows = [one.row for one in await _stuck(store)] if options.all else options.rows
             return await _requeue(store, rows, as_json=options.json)
-        if options.verb == "stuck":
-            return _show(await _stuck(store), as_json=options.json)
-        return await _status(store, as_json=options.json)
+        return _show(await _stuck(store), as_json=options.json)
 
 
-async def _status(store: Store, *, as_json: bool) -> int:
-    pending, stuck = await store.outbox.count()
+async def _status(url: str, *, as_json: bool) -> int:
+    state = await look_at_store(url).outbox()
+    seconds = None if state.oldest_write is None else round(state.oldest_write / 1e6, 1)
     if as_json:
-        emit({"pending": pending, "stuck": stuck})
-    else:
-        table(("outbox", "rows"), [("pending", f"{pending:,}"), ("stuck", f"{stuck:,}")], right=(1,))
-    return FAILED if stuck else OK
+        emit(
+            {
+                "pending": state.ready + state.delayed,
+                "delayed": state.delayed,
+                "stuck": state.stuck,
+                "stuck_since": state.stuck_since,
+                "relayed": state.relayed,
+                "oldest_write_s": seconds,
+            }
+        )
+        return FAILED if state.stuck else OK
+    rows = [("pending", f"{state.ready + state.delayed:,}"), ("of these delayed", f"{state.delayed:,}")]
+    rows.append(("stuck", f"{state.stuck:,}"))
+    if state.stuck_since is not None:
+        rows.append(("stuck since", stamp(state.stuck_since)))
+    if state.relayed is not None:
+        rows.append(("a relay works on it", "yes" if state.relayed else "no"))
+    if seconds is not None:
+        rows.append(("oldest open write transaction", f"{seconds} s"))
+    table(("outbox", ""), rows, right=(1,))
+    return FAILED if state.stuck else OK
 
 
 async def _stuck(store: Store) -> list[Stuck]:

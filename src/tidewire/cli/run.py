@@ -51,6 +51,7 @@ def main(arguments: Sequence[str]) -> int:
         grace=options.grace,
         provision=options.provision or None,
         probe=options.probe,
+        relay=False if options.no_relay else None,
         log="json" if options.json_logs else None,
     )
     set_up_logs(as_json=settings.log == "json")
@@ -122,6 +123,9 @@ def _parser() -> CommandParser:
         help="answer GET /livez and /readyz there, for an orchestrator (default: nowhere)",
     )
     parser.add_argument("--provision", action="store_true", help="create missing topics and groups")
+    parser.add_argument(
+        "--no-relay", action="store_true", help="leave the outbox to `tidewire relay`, or to other processes"
+    )
     parser.add_argument(
         "--json", "--json-logs", dest="json_logs", action="store_true", help="one JSON object per log line, on stderr"
     )

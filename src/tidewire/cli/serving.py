@@ -20,6 +20,7 @@ async def serve(service: Service, settings: Settings, *, parts: Parts | None = N
         TransportUnavailable, TransportRefused, StoreUnavailable, StoreRefused: it cannot start.
     """
     options = Options(
+        relay=settings.relay,
         lease=settings.seconds("lease"),
         grace=settings.seconds("grace"),
         max_hold=settings.seconds("max_hold"),

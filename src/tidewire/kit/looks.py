@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
+from datetime import timedelta
 from typing import Protocol, runtime_checkable
 
-from tidewire.model import Capabilities, Change, GroupSpec, OutboxState, TopicInfo, TopicSpec
+from tidewire.model import Capabilities, Change, GroupSpec, InboxState, OutboxState, TopicInfo, TopicSpec
 from tidewire.protocols import Store, Transport
 
-__all__ = ["HasTopics", "OpenedBrokerLook", "OpenedStoreLook"]
+__all__ = ["HasTopics", "OpenedBrokerLook", "OpenedStoreLook", "SeesWriters"]
 
 
 @runtime_checkable
@@ -18,6 +19,15 @@ class HasTopics(Protocol):
 
     async def topics(self) -> Sequence[TopicInfo]:
         """See `tidewire.protocols.Inspector`."""
+        ...
+
+
+@runtime_checkable
+class SeesWriters(Protocol):
+    """A store in which a transaction that stays open does harm, and which can say how old the oldest one is."""
+
+    async def oldest_write(self) -> timedelta | None:
+        """Return for how long the oldest transaction that has written something is open, or None: there is none."""
         ...
 
 
@@ -62,3 +72,7 @@ class OpenedStoreLook:
         return OutboxState(
             ready=pending, delayed=0, stuck=stuck, stuck_since=oldest[0].at if oldest else None, relayed=None
         )
+
+    async def inbox(self) -> Sequence[InboxState]:
+        """Return nothing: a `Store` does not list its marks."""
+        return ()

@@ -14,6 +14,7 @@ __all__ = [
     "Failure",
     "Guard",
     "Held",
+    "InboxState",
     "Mark",
     "OutboxState",
     "Pending",
@@ -62,13 +63,23 @@ class Stuck(msgspec.Struct, frozen=True):
 
 class OutboxState(msgspec.Struct, frozen=True, kw_only=True):
     """How an outbox is: rows that are *ready* to leave, *delayed*, and *stuck* (*stuck_since*: when the oldest of those
-    was put there, µs since 1970), and whether the relay of a live process has its lease (None: nobody can tell)."""
+    was put there, µs since 1970), and whether the relay of a live process has its lease (None: nobody can tell).
+    *oldest_write*: for how many µs the oldest transaction that has written something is open, where that is known."""
 
     ready: int
     delayed: int
     stuck: int
     stuck_since: int | None
     relayed: bool | None
+    oldest_write: int | None = None
+
+
+class InboxState(msgspec.Struct, frozen=True, kw_only=True):
+    """How the inbox marks of one group are: how many, and when the oldest was stored, µs since 1970."""
+
+    group: str
+    marks: int
+    oldest: int
 
 
 class Held(msgspec.Struct, frozen=True):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from tidewire.model import Capabilities, Change, GroupSpec, OutboxState, TopicInfo, TopicSpec
+from tidewire.model import Capabilities, Change, GroupSpec, InboxState, OutboxState, TopicInfo, TopicSpec
 
 __all__ = ["BrokerLook", "StoreLook", "StoreTables"]
 
@@ -49,6 +49,10 @@ class StoreLook(Protocol):
 
     async def outbox(self) -> OutboxState:
         """Return how the outbox is; raises as `marked`, and `StoreUnavailable` where there is no store yet."""
+        ...
+
+    async def inbox(self) -> Sequence[InboxState]:
+        """Return how the marks are, group by group; raises as `outbox`."""
         ...
 
 

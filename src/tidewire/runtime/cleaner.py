@@ -1,10 +1,13 @@
-"""The cleaner: inbox marks beyond the dedup window go, a bounded batch at a time, by one process at a time."""
+"""The cleaner: inbox marks beyond the dedup window go, a bounded batch at a time, by one process at a time; and it
+warns of a transaction that keeps the database from cleaning up."""
 
 from __future__ import annotations
 
+import logging
 from datetime import timedelta
 
 from tidewire.errors import AlreadyMarked
+from tidewire.kit.looks import SeesWriters
 from tidewire.protocols import Clock, Store
 from tidewire.rules.letters import DEDUP_WINDOW
 
@@ -13,6 +16,8 @@ __all__ = ["Cleaner"]
 _NAME, _RULE = "tidewire.cleaner", "every 10 s"
 _EVERY, _AGAIN = timedelta(seconds=10), timedelta(milliseconds=100)
 _ROWS = 1_000
+_LONG = timedelta(minutes=1)
+_logger = logging.getLogger("tidewire.store")
 
 
 class Cleaner:
@@ -40,6 +45,13 @@ class Cleaner:
         self._at = ticks + wait // timedelta(microseconds=1) * 1_000
         return wait
 
+    async def _look_for_writers(self) -> None:
+        """Warn of a transaction that has been open for long: behind it, everybody gets slower."""
+        if isinstance(self._store, SeesWriters):
+            age = await self._store.oldest_write()
+            if age is not None and age > _LONG:
+                _logger.warning("tidewire.store.long_transaction", extra={"age_s": round(age.total_seconds(), 1)})
+
     async def _turn(self) -> timedelta:
         now = self._clock.now_us()
         due, mine = await self._store.timetable.claim(
@@ -48,6 +60,7 @@ class Cleaner:
         if due > now or not mine:
             return timedelta(microseconds=max(due - now, 0)) or _EVERY
         gone = await self._store.inbox.prune(now - DEDUP_WINDOW // timedelta(microseconds=1), _ROWS)
+        await self._look_for_writers()
         wait = _AGAIN if gone >= _ROWS else _EVERY
         unit = self._store.unit(label=_NAME)
         try:

@@ -23,6 +23,7 @@ from tidewire.rules.retry import outage_delay
 from tidewire.runtime.cleaner import Cleaner
 from tidewire.runtime.parts import Parts
 from tidewire.runtime.producer import published
+from tidewire.runtime.subscriber import Health
 from tidewire.runtime.topology import Topology
 
 __all__ = ["Relay"]
@@ -65,6 +66,7 @@ class Relay:
         self._outages_of: dict[str, int] = {}
         self._leased_until = 0
         self._leads = False
+        self._published = 0
         self._left_over = False
         self._waiting: asyncio.Task[None] | None = None
         self._woken = False
@@ -88,10 +90,10 @@ class Relay:
         self._stopping.set()
         self._wake()
 
-    @property
-    def leads(self) -> bool:
-        """Whether this relay has a part of the outbox, as far as it knows."""
-        return self._leads and self._outages == 0
+    def health(self) -> Health:
+        """Say how the relay is: deaf while the store or the broker is away. One that stands by is well, too."""
+        why = "waiting for something that is down" if self._outages or self._trouble is not None else ""
+        return Health(ready=not why, why=why, rebuilds=0, progress=self._published, waiting=len(self._traffic.rows))
 
     async def flush(self, longest: timedelta) -> int:
         """Relay until nothing is due or *longest* has passed; return how many rows are still pending.
@@ -191,6 +193,7 @@ class Relay:
 
     async def _mark_done(self, stored: Sequence[Pending]) -> None:
         self._outages = 0
+        self._published += len(stored)
         for topic in {topic_of(row.message.to) for row in stored} if self._outages_of else ():
             self._outages_of.pop(topic, None)
         if not await self._store.backlog.done(self._owner, [row.row for row in stored]):

@@ -61,10 +61,13 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 class Running:
     """A service that runs. *publisher* may be used by any task of the process while it does."""
 
-    def __init__(self, service: Service, publisher: Publisher, subscribers: Sequence[Subscriber]) -> None:
+    def __init__(
+        self, service: Service, publisher: Publisher, subscribers: Sequence[Subscriber], relay: Relay | None
+    ) -> None:
         self.service = service
         self.publisher = publisher
         self._subscribers = subscribers
+        self._relay = relay
         self.stopped = asyncio.Event()
 
     def stop(self) -> None:
@@ -74,7 +77,9 @@ class Running:
         self.stopped.set()
 
     def health(self) -> Mapping[str, Health]:
-        """Say how each subscription is, by its number in the service."""
+        """Say how each subscription is, by its number in the service; without any, how the relay is."""
+        if self._relay is not None and not self._subscribers:
+            return {"relay": self._relay.health()}
         return {str(number): subscriber.health() for number, subscriber in enumerate(self._subscribers)}
 
     @property
@@ -129,12 +134,13 @@ async def running(
             for ordering, topics in plan.topics.items()
             if topics
         ]
-        app = Running(service, publisher, subscribers)
+        relay = house.relay(member)
+        app = Running(service, publisher, subscribers, relay)
         timers = [
             RecurringTask(recurring, call, outgoing=outgoing, parts=parts, resources=resources, owner=member)
             for recurring, call in plan.recurring
         ]
-        async with _live(app, subscribers=subscribers, timers=timers, relay=house.relay(member), options=options):
+        async with _live(app, subscribers=subscribers, timers=timers, relay=relay, options=options):
             yield app
 
 

@@ -10,9 +10,16 @@ from tidewire.kit.postgres.pool import PostgresPool
 from tidewire.kit.postgres.wire import Answers, Statement
 from tidewire.stores.postgres.migrate import STORE_ERRORS
 
-__all__ = ["Access"]
+__all__ = ["OLDEST_WRITE", "Access"]
 
 _RERUNS_MAX = 5
+OLDEST_WRITE = (
+    "(SELECT (extract(epoch FROM max(age)) * 1000000)::bigint FROM (SELECT clock_timestamp() - xact_start AS age "
+    "FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid() UNION ALL "
+    "SELECT clock_timestamp() - prepared FROM pg_prepared_xacts) AS writing)"
+)
+"""For how many microseconds the oldest transaction that has written is open, in any database of the server. Those of
+other roles are seen by members of ``pg_read_all_stats`` only."""
 
 
 class Access:

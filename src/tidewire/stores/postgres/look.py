@@ -11,9 +11,9 @@ from tidewire.kit.postgres.place import PostgresPlace, postgres_place
 from tidewire.kit.postgres.pool import PostgresPool
 from tidewire.kit.postgres.text import given, kept
 from tidewire.kit.postgres.wire import Wire
-from tidewire.model import OutboxState
+from tidewire.model import InboxState, OutboxState
 from tidewire.rules.findings import Section
-from tidewire.stores.postgres.access import Access
+from tidewire.stores.postgres.access import OLDEST_WRITE, Access
 from tidewire.stores.postgres.migrate import STORE_ERRORS, read_version, upgrade
 from tidewire.stores.postgres.schema import VERSION, check_version, upgrade_sql
 
@@ -43,10 +43,24 @@ class PostgresStoreLook:
             sql = (
                 f"SELECT (SELECT count(*) FROM {named('outbox')}), (SELECT count(*) FROM {named('outbox_delayed')}), "
                 f"(SELECT count(*) FROM {named('outbox_refused')}), (SELECT min(at) FROM {named('outbox_refused')}), "
-                f"EXISTS (SELECT 1 FROM {named('lease')} WHERE until > clock_timestamp())"
+                f"EXISTS (SELECT 1 FROM {named('partition')} WHERE until > clock_timestamp()), {OLDEST_WRITE}"
             )
-            ready, delayed, stuck, since, relayed = (await access.run("looking at the outbox", (sql, ()))).rows()[0]
-        return OutboxState(ready=ready, delayed=delayed, stuck=stuck, stuck_since=since, relayed=relayed)
+            row = (await access.run("looking at the outbox", (sql, ()))).rows()[0]
+        ready, delayed, stuck, since, relayed, oldest = row
+        return OutboxState(
+            ready=ready, delayed=delayed, stuck=stuck, stuck_since=since, relayed=relayed, oldest_write=oldest
+        )
+
+    async def inbox(self) -> Sequence[InboxState]:
+        """Count the marks; that reads all of them."""
+        async with _connected(self._place) as (wire, access):
+            check_version(self._place, await read_version(wire, self._place))
+            sql = (
+                f"SELECT s.grp, count(*), min(m.at) FROM {self._place.named('mark')} AS m "
+                f"JOIN {self._place.named('scope')} AS s ON s.id = m.scope GROUP BY s.grp ORDER BY s.grp"
+            )
+            rows = (await access.run("counting inbox marks", (sql, ()))).rows()
+        return [InboxState(group=given(group), marks=marks, oldest=oldest) for group, marks, oldest in rows]
 
 
 class PostgresTables:

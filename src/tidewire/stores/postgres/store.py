@@ -13,7 +13,7 @@ from tidewire.kit.postgres.place import PostgresPlace, postgres_place
 from tidewire.kit.postgres.pool import PostgresPool
 from tidewire.model import Guard
 from tidewire.protocols import Clock
-from tidewire.stores.postgres.access import Access
+from tidewire.stores.postgres.access import OLDEST_WRITE, Access
 from tidewire.stores.postgres.backlog import PostgresBacklog
 from tidewire.stores.postgres.inbox import PostgresInbox
 from tidewire.stores.postgres.migrate import STORE_ERRORS, read_version, upgrade
@@ -66,6 +66,15 @@ class PostgresStore:
     def saturated(self) -> bool:
         """Whether one more unit would have to wait for a connection."""
         return self.pool.saturated()
+
+    async def oldest_write(self) -> timedelta | None:
+        """Return for how long the oldest transaction is open that has written something, here or next door.
+
+        While it is, nothing that was deleted since it began can be cleaned up, and claims get slower.
+        """
+        answers = await self.access.run("looking for long transactions", (f"SELECT {OLDEST_WRITE}", ()))
+        age = answers.rows()[0][0]
+        return None if age is None else timedelta(microseconds=age)
 
     def adopt_tx(self, tx: Any) -> PostgresUnit | None:
         """Return the unit of a `PostgresTx` or `SyncPostgresTx` of this store."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from tidewire.clock import SystemClock
 from tidewire.errors import StoreUnavailable
 from tidewire.kit.sqlite_file import look_into
-from tidewire.model import OutboxState
+from tidewire.model import InboxState, OutboxState
 from tidewire.protocols import Clock
 from tidewire.stores.sqlite.schema import STORE
 from tidewire.stores.sqlite.store import boot_id, open_sqlite_store
@@ -47,6 +47,10 @@ class SqliteStoreLook:
         """Count the rows, and look for a lease that has not ended."""
         return await asyncio.to_thread(partial(look_into, self._path, STORE, read=self._outbox))
 
+    async def inbox(self) -> Sequence[InboxState]:
+        """Count the marks."""
+        return await asyncio.to_thread(partial(look_into, self._path, STORE, read=_inbox))
+
     def _outbox(self, connection: sqlite3.Connection) -> OutboxState:
         connection.execute("BEGIN")  # one state of the file for all that is read
         (ready,) = connection.execute("SELECT count(*) FROM tidewire_outbox").fetchone()
@@ -58,6 +62,14 @@ class SqliteStoreLook:
         ).fetchone()
         connection.execute("COMMIT")
         return OutboxState(ready=ready, delayed=delayed, stuck=stuck, stuck_since=since, relayed=relays > 0)
+
+
+def _inbox(connection: sqlite3.Connection) -> Sequence[InboxState]:
+    rows = connection.execute(
+        "SELECT grp, count(*), min(at) FROM tidewire_mark JOIN tidewire_scope ON tidewire_scope.id = scope "
+        "GROUP BY grp ORDER BY grp"
+    )
+    return [InboxState(group=group, marks=marks, oldest=oldest) for group, marks, oldest in rows]
 
 
 class SqliteTables:
