@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import sys
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 from operations_world import (
     ANN,
     DAY,
+    GROUP,
     NOW,
     TOPIC,
     everything,
@@ -28,13 +30,13 @@ from runtime_world import Opened, OrderPlaced, World
 
 from tidewire import Context, Reject, Service
 from tidewire.clock import moment
-from tidewire.errors import ConfigurationError
-from tidewire.model import InboxChannel, Reason
+from tidewire.errors import ConfigurationError, TransportRefused
+from tidewire.model import Act, Address, Browsed, DeadChannel, GroupSpec, InboxChannel, Reason, TopicSpec
 from tidewire.operations.audit import acts_of
-from tidewire.operations.redrive import Pace, interrupted_redrives, redrive, resume
+from tidewire.operations.redrive import Pace, interrupted_redrives, plan_letters, redrive, resume
 from tidewire.operations.selection import Selection
 from tidewire.stores.sqlite import open_sqlite_store
-from tidewire.transports.memory import MemoryBroker, open_memory_transport
+from tidewire.transports.memory import MemoryBroker, MemoryTransport, open_memory_transport
 from tidewire.transports.sqlite import open_sqlite_transport
 
 
@@ -362,6 +364,32 @@ def test_the_audit_tells_who_redrove_what_and_how_it_ended(opened: Opened) -> No
             assert {"reason": "poison"} == msgspec.json.decode(begun.detail)["selection"]
             assert (done.act_id, "begun", done.act_id, "done") == (begun.id, begun.state, end.id, end.state)
             assert {"planned": 1, "left": 0, "dead": 1, "refused": []} == msgspec.json.decode(end.detail)
+
+    asyncio.run(scenario())
+
+
+class QueuesOnly(MemoryTransport):
+    """A transport that shows only dead letters, as brokers that have only queues do."""
+
+    async def browse(self, address: Address, *, after: int | str | None = None, limit: int = 100) -> Sequence[Browsed]:
+        """Refuse what is no dead channel."""
+        if not isinstance(address, DeadChannel):
+            raise TransportRefused("a queue shows a message only by handing it out")
+        return await super().browse(address, after=after, limit=limit)
+
+
+def test_a_redrive_resumes_where_an_inbox_channel_cannot_be_looked_at() -> None:
+    """What was sent before cannot be known on a broker of queues: all that is left is sent (seed 2 on amqp)."""
+
+    async def scenario() -> None:
+        transport = QueuesOnly(MemoryBroker())
+        await transport.provision([TopicSpec(TOPIC)], [GroupSpec(GROUP, [TOPIC])])
+        await transport.publish([letter("1"), letter("2")])
+        plan = await plan_letters(transport, everything(), now=NOW)
+        begun = Act(id="r", at=NOW, who="ann", verb="redrive", state="begun", detail=msgspec.json.encode(plan).decode())
+        done = await resume(transport, begun, by=ANN)
+        assert (2, 0) == (done.moved, done.left)
+        assert 2 == (await transport.stats(TOPIC, GROUP)).ready
 
     asyncio.run(scenario())
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from contextlib import suppress
 from hashlib import blake2b
 from typing import TypeAlias
 
 import msgspec
 
-from tidewire.errors import ConfigurationError
+from tidewire.errors import ConfigurationError, TransportRefused
 from tidewire.model import Act, DeadChannel, InboxChannel, Message, Receipt
 from tidewire.operations.audit import Operator, ended, interrupted, ledger_of
 from tidewire.operations.letters import Place, channels_of, dead_in, inspector_of, scan
@@ -349,13 +350,17 @@ async def discard(
 
 
 async def _sent_before(inspector: Inspector, channel: DeadChannel) -> frozenset[_Sent]:
-    """Return what lies in the group's inbox channel, of very much the newest: what was sent last is among it."""
+    """Return what lies in the group's inbox channel, of very much the newest: what was sent last is among it.
+
+    Nothing where the broker shows a message only by handing it out: then it is sent again.
+    """
     found: deque[_Sent] = deque(maxlen=KEYS_MAX)
     after: int | str | None = None
     address = InboxChannel(channel.topic, channel.group)
-    while page := await inspector.browse(address, after=after, limit=BATCH):
-        found.extend(name for browsed in page if (name := _name(browsed.message)) is not None)
-        after = page[-1].position
+    with suppress(TransportRefused):
+        while page := await inspector.browse(address, after=after, limit=BATCH):
+            found.extend(name for browsed in page if (name := _name(browsed.message)) is not None)
+            after = page[-1].position
     return frozenset(found)
 
 

@@ -132,7 +132,14 @@ class Inspector(Protocol):
         ...
 
     async def browse(self, address: Address, *, after: int | str | None = None, limit: int = 100) -> Sequence[Browsed]:
-        """Return up to *limit* messages at *address* after a position, oldest first, without consuming them."""
+        """Return up to *limit* messages at *address* after a position, oldest first, without consuming them.
+
+        A dead channel can always be looked at. Where `Capabilities.replay` is false, a topic and an inbox channel may
+        be refused: a queue shows a message only by handing it out.
+
+        Raises:
+            TransportRefused: there is no such address, or it cannot be looked at.
+        """
         ...
 
     async def seek(self, topic: str, group: str, *, to: int | str | datetime) -> None:
