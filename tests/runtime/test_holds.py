@@ -11,7 +11,7 @@ from runtime_world import Opened, OrderPlaced
 
 from tidewire import Context, Options, Reject, Retry, Service
 from tidewire.clock import SystemClock
-from tidewire.model import Delivery, Message, Topic
+from tidewire.model import DeadLetter, Delivery, Message, Reason, Topic
 from tidewire.rules.letters import EDITED_FROM, discarded, redriven
 from tidewire.runtime.holds import Holds
 from tidewire.runtime.work import Work
@@ -235,5 +235,23 @@ def test_a_key_that_is_noted_while_a_lane_is_taken_stays_held() -> None:
         keys.arrive.set()
         await loading
         assert holds.holds(work)
+
+    asyncio.run(scenario())
+
+
+def test_what_follows_a_late_head_comes_back_a_little_later() -> None:
+    """While a moved head is due and not yet there, what follows it does not come and go at once (seed 125 on amqp)."""
+
+    async def scenario() -> None:
+        holds = Holds(MemoryStore(SystemClock()), "billing", ["shop.order"])
+        head, next_one = (Message(Topic("shop.order"), name, "shop", "a", {}, b"{}") for name in "12")
+        works = [Work(Delivery(one, "shop.order/0", 1, one.id), ("shop.order/0", "a")) for one in (head, next_one)]
+        works[1].verdict = DeadLetter(Reason.UNDECODABLE, "it is not done")
+        await holds.note(works[0], "inbox", 1_000)
+        soon = await holds.follow(works[1], soonest=200)
+        late = await holds.follow(works[1], soonest=1_700)
+        assert isinstance(soon, Message)
+        assert isinstance(late, Message)
+        assert (1_000, 1_700) == (soon.not_before, late.not_before)
 
     asyncio.run(scenario())

@@ -44,6 +44,7 @@ __all__ = ["Consumer"]
 _logger = logging.getLogger("tidewire.consumer")
 _STARTS_MAX = 3
 _PASSED_MAX = 64
+_LATE = timedelta(milliseconds=100)
 
 
 class Consumer:
@@ -285,7 +286,7 @@ class Consumer:
             return None
         if self._holds.holds(work):  # what has taken effect since it came in is not to wait, nor to be held
             await self._pipeline.look_again(work)
-        follow = await self._holds.follow(work)
+        follow = await self._holds.follow(work, soonest=self._due_after(_LATE))
         if follow is not None:
             return follow
         if work.verdict is not None or not work.todo:

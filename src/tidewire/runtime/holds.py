@@ -39,10 +39,11 @@ class Holds:
             found = await self._store.held.keys(self._group, self._topics)
             self.keys = self._noted.union(found)
 
-    async def follow(self, work: Work) -> DeadLetter | Message | None:
+    async def follow(self, work: Work, *, soonest: int) -> DeadLetter | Message | None:
         """Return where *work* must follow its key's head to, or None: it may run.
 
-        Its row is written before this returns, so that the key stays held whatever happens next.
+        Its row is written before this returns, so that the key stays held whatever happens next. It comes back when
+        its head is due; if that is late, not before *soonest*, or it would come and go until then.
         """
         message = work.delivery.message
         held = (topic_of(message.to), message.key or "")
@@ -61,7 +62,8 @@ class Holds:
         await self.note(work, head.state, head.due)
         if head.state == "dead":
             return DeadLetter(Reason.HELD, f"waits behind {head.event_id} of the same key, a dead letter")
-        return retried(work.original, group=self._group, failure=work.failure, not_before=head.due)
+        due = max(head.due or 0, soonest)
+        return retried(work.original, group=self._group, failure=work.failure, not_before=due)
 
     def holds(self, work: Work) -> bool:
         """Whether the key of *work* is held, as far as is known here."""
