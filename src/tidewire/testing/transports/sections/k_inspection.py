@@ -17,13 +17,19 @@ def _four(stats: Stats) -> tuple[int | None, ...]:
     return stats.ready, stats.in_flight, stats.delayed, stats.dead
 
 
-async def _expect(bench: Bench, wanted: tuple[int, int, int, int], *, group: str = "billing") -> None:
-    """Demand that ready, in flight, delayed and dead are as *wanted*, soon."""
+async def _expect(
+    bench: Bench, wanted: tuple[int, int, int, int], *, group: str = "billing", released: int = 0
+) -> None:
+    """Demand that ready, in flight, delayed and dead are as *wanted*, soon.
+
+    What a member has *released* it may keep and hand out again, where a broker would lose its place: in flight then.
+    """
     seen: list[tuple[int | None, ...]] = []
+    ready, in_flight, *rest = wanted
 
     async def right() -> bool:
         seen.append(_four(await bench.stats(group)))
-        return wanted == seen[-1]
+        return seen[-1] in (wanted, (ready - released, in_flight + released, *rest))
 
     await eventually(right, f"the counts are {wanted}", seen=seen, within=5.0)
 
@@ -45,7 +51,7 @@ async def test_stats_match_known_state(bench: Bench) -> None:
         await reader.move(found[2], [msgspec.structs.replace(found[2].message, to=bench.dead())])
         await _expect(bench, (6, 3, 1, 1))
         await reader.release(found[3:4], counted=False)
-        await _expect(bench, (7, 2, 1, 1))
+        await _expect(bench, (7, 2, 1, 1), released=1)
     await _expect(bench, (9, 0, 1, 1))
     await _expect(bench, (10, 0, 0, 0), group="shipping")
 
@@ -100,15 +106,17 @@ async def test_oldest_ready_age(bench: Bench) -> None:
         oldest = (await bench.stats()).oldest_ready
         assert oldest is not None
         assert middle <= oldest <= after
-        await reader.release(found)
-        assert before <= ((await bench.stats()).oldest_ready or 0) <= middle
+        await reader.release(found)  # which a member may keep to hand out again
+        assert before <= ((await bench.stats()).oldest_ready or 0) <= after
 
 
 async def test_topics_are_described(bench: Bench) -> None:
-    """K-01: every topic is named with its lanes, what it holds, and the places and times of its ends."""
+    """K-01: every topic is named with its lanes, what it holds if it is a log, and the places and times of its ends."""
     await bench.provision(lanes=3, retention=None)
     (empty,) = [topic for topic in await bench.inspector.topics() if topic.name == bench.topic]
-    assert (3, 0, None, None, None) == (empty.lanes, empty.messages, empty.retention, empty.first, empty.newest_at)
+    assert (3, None, None, None) == (empty.lanes, empty.retention, empty.first, empty.newest_at)
+    assert empty.messages == 0 or (empty.messages is None and not bench.capabilities.replay)
+    bench.need(replay=bench.capabilities.replay)  # else the broker keeps nothing of a topic that could be told of
     before = bench.now_us()
     await bench.publish(bench.messages(4, keys=["a", "b"]))
     (full,) = [topic for topic in await bench.inspector.topics() if topic.name == bench.topic]
