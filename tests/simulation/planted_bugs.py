@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import planted_below
 import planted_files
+import planted_queues
 from planting import PLANTS, Plant, large, patch, plant
 
 from tidewire.model import Handled, Message, Pending, Receipt
@@ -28,6 +29,7 @@ __all__ = ["PLANTS", "Plant"]
 
 assert planted_below.__doc__, "its plants are registered by importing it"
 assert planted_files.__doc__, "and so are these"
+assert planted_queues.__doc__, "and these"
 
 
 # --- relay ----------------------------------------------------------------------------------------------------

@@ -350,15 +350,11 @@ async def discard(
 
 
 async def _sent_before(inspector: Inspector, channel: DeadChannel) -> frozenset[_Sent]:
-    """Return what lies in the group's inbox channel, of very much the newest: what was sent last is among it.
-
-    Nothing where the broker shows a message only by handing it out: then it is sent again.
-    """
+    """Return what lies in the group's inbox channel, of very much the newest; nothing where it cannot be looked at."""
     found: deque[_Sent] = deque(maxlen=KEYS_MAX)
     after: int | str | None = None
-    address = InboxChannel(channel.topic, channel.group)
     with suppress(TransportRefused):
-        while page := await inspector.browse(address, after=after, limit=BATCH):
+        while page := await inspector.browse(InboxChannel(channel.topic, channel.group), after=after, limit=BATCH):
             found.extend(name for browsed in page if (name := _name(browsed.message)) is not None)
             after = page[-1].position
     return frozenset(found)

@@ -99,6 +99,29 @@ async def test_stale_settle_is_lost_not_stolen(bench: Bench) -> None:
         assert ids(messages) == ids(await reader.consume(2))
 
 
+async def test_stale_settle_of_a_lane_that_came_back_is_lost(bench: Bench) -> None:
+    """CF-48: what a member had of a lane before it lost it cannot be settled when it has that lane again."""
+    bench.need(lease=bench.capabilities.lease)
+    await bench.provision(lanes=1)
+    messages = bench.messages(3)
+    await bench.publish(messages)
+    client = await bench.spawn()
+    await client.join(bench.subscription())
+    returned = Reader(client)
+    stale = await returned.take(3)
+    client.pause()
+    async with bench.member() as reader:
+        await reader.ack((await reader.take(3))[:1])
+    client.resume()
+    returned.unsettled.clear()
+    fresh = await returned.take(2)
+    assert ids(messages[1:]) == ids(fresh)
+    assert ["lost"] * 3 == [one.status for one in await client.settle(ack=stale)]
+    await client.kill()
+    async with bench.member() as reader:
+        assert ids(messages[1:]) == ids(await reader.consume(2))
+
+
 async def test_double_ack_is_harmless(bench: Bench) -> None:
     """CF-49: settling twice, in one call or two, in the same way or another, has no error and no effect."""
     await bench.provision()
