@@ -14,7 +14,7 @@ START ?= 0
 STAMPS := .venv/stamps
 INSTALL := PYTHON="$(PYTHON)" scripts/install.sh
 
-.PHONY: help install demo test check simulate conformance format bench faults docs clean planted services-up services-down
+.PHONY: help install demo test check simulate replays crashes conformance format bench faults docs clean planted services-up services-down
 
 help: ## show this list
 	@printf 'make TARGET, where TARGET is one of\n\n'
@@ -36,7 +36,13 @@ simulate: $(STAMPS)/dev ## many worlds of the simulation; goes on where it was s
 	.venv/bin/python -m tidewire.testing.simulation --seeds $(SEEDS) --start $(START) --summary docs/proof.md
 
 planted: $(STAMPS)/dev ## bugs on purpose, one at a time, and which check of the simulation finds each
-	.venv/bin/python scripts/plants.py
+	.venv/bin/python scripts/plants.py --summary docs/proof.md
+
+replays: $(STAMPS)/dev ## 1,000 seeds of the simulation, each twice, and whether all their steps are equal
+	.venv/bin/python -m tidewire.testing.simulation --replays 1000 --start $(START) --summary docs/proof.md
+
+crashes: $(STAMPS)/dev ## one fixed scenario with a death, or a power loss, at each of its points
+	.venv/bin/python -m tidewire.testing.simulation --crashes --summary docs/proof.md
 
 format: $(STAMPS)/dev ## write the sources in the house format
 	.venv/bin/ruff format src tests benchmarks examples conftest.py

@@ -13,6 +13,7 @@ import pytest
 from tidewire.testing.simulation import Faults, Report, World, drawn_world
 from tidewire.testing.simulation.campaign import Campaign, Totals, equal_replays, run_worlds
 from tidewire.testing.simulation.exhaustive import crash_everywhere
+from tidewire.testing.simulation.proof import write_section
 
 JOBS = os.cpu_count() or 1
 
@@ -59,7 +60,7 @@ def test_a_seed_runs_alike_in_two_processes() -> None:
 
 def test_a_death_at_any_point_breaks_nothing() -> None:
     """The fixed scenario survives a death at each point that was tried, spread over all there are."""
-    totals = crash_everywhere(every=131, jobs=JOBS)
+    totals = crash_everywhere(every=67, jobs=JOBS)
     assert [] == broken(totals)
     assert totals.kills >= totals.worlds > 20
 
@@ -114,3 +115,16 @@ def test_a_child_that_dies_is_a_failure_of_its_world() -> None:
 
 def _nothing(world: World) -> Report:
     return Report(seed=world.seed, ground="memory", violations=())
+
+
+def test_figures_go_between_the_markers_of_a_page(tmp_path: Path) -> None:
+    """A section replaces the one that was there, and leaves what is around it as it is; a new one comes last."""
+    page = tmp_path / "proof.md"
+    write_section(page, "replays", section="one\n")
+    write_section(page, "crashes", section="two\n")
+    page.write_text(f"{page.read_text()}\nsomething else\n")
+    write_section(page, "replays", section="three\n")
+
+    text = page.read_text()
+    assert "one" not in text
+    assert text.index("# Proof") < text.index("three") < text.index("two") < text.index("something else")

@@ -17,6 +17,12 @@ __all__ = ["Books", "dead_ends", "reconcile"]
 
 _FIRST = 10
 _UNDELIVERABLE = "notifications"
+_SENTENCES = {
+    "C2": "never arrived",
+    "C5": "took effect more than once",
+    "C3": "took effect without its cause",
+    "C7": "came after a later order of its customer",
+}
 
 
 class DeadEnd(msgspec.Struct, frozen=True):
@@ -65,16 +71,12 @@ def reconcile(directory: Path, *, file: str, lines: int, letters: Sequence[DeadE
     paid = {row[0] for row in payments if not row[3]}
     refused = {row[0] for row in payments if row[3]}
     tally = Tally()
-    tally.once("payments", [row[0] for row in payments], set(orders))
-    tally.once("inventory", [row[0] for row in moves], paid)
-    tally.once("shipping", [row[0] for row in parcels], paid)
+    tally.judge("payments", payments, set(orders))
+    tally.judge("inventory", moves, paid)
+    tally.judge("shipping", parcels, paid)
     ends = [letter.order_id for letter in letters if letter.group == _UNDELIVERABLE]
-    tally.once("notifications", [row[0] for row in notices] + ends, paid | refused)
+    tally.judge("notifications", notices, paid | refused, ends=ends, streams=3)
     tally.wrong_kind(notices, paid, refused)
-    for service, rows in (("payments", payments), ("inventory", moves), ("shipping", parcels)):
-        tally.in_order(service, rows)
-    for kind in ("shipped", "refused"):
-        tally.in_order(f"notifications of {kind}", [row for row in notices if row[3] == kind])
     tally.letters(letters)
     tally.stock(moves, _rows(directory, "inventory", "SELECT moved FROM stock"))
     tally.door(verdicts, len(orders))
@@ -104,38 +106,38 @@ class Tally:
         self.lost = self.duplicated = self.out_of_order = 0
         self.problems: list[str] = []
 
-    def once(self, service: str, found: Sequence[str], expected: set[str]) -> None:
-        """Each expected order exactly once, and none besides."""
-        times = Counter(found)
-        missing = sorted(expected - times.keys())
-        extra = sorted(order for order, count in times.items() if count > 1)
-        strange = sorted(times.keys() - expected)
-        self.lost += len(missing)
-        self.duplicated += sum(times[order] - 1 for order in extra) + sum(times[order] for order in strange)
-        self._say(missing, f"{service}: {{}} never arrived")
-        self._say(extra, f"{service}: {{}} took effect more than once")
-        self._say(strange, f"{service}: {{}} took effect without its cause")
+    def judge(
+        self, service: str, rows: Sequence[Any], expected: set[str], *, ends: Sequence[str] = (), streams: int = -1
+    ) -> None:
+        """Each expected order took effect once, none besides, and per customer in the order of acceptance.
+
+        The checkers of the simulation say so. *ends*: orders that are dead letters instead; *streams*: the column
+        that tells what keeps its own order.
+        """
+        from tidewire.testing.simulation.checkers import CHECKS, Audience, History, Op  # not needed to open the shop
+
+        history = History([Audience(of="order", group=service, handler=service)])
+        for order in sorted(expected):
+            history.add(Op(f="publish", event=order, of="order"))
+        for place, row in enumerate(rows):
+            order, customer, number = row[:3]
+            stream = "" if streams < 0 else str(row[streams])
+            effect = Op(f="effect", event=order, key=customer, n=number, stream=stream, number=place, group=service)
+            history.add(msgspec.structs.replace(effect, handler=service))
+        for order in ends:
+            history.add(Op(f="effect", event=order, group=service, handler=service))
+        found = {check: [one.event for one in CHECKS[check](history)] for check in _SENTENCES}
+        self.lost += len(found["C2"])
+        self.duplicated += len(found["C5"]) + len(found["C3"])
+        self.out_of_order += len(found["C7"])
+        for check, orders in found.items():
+            self._say(orders, f"{service}: {{}} {_SENTENCES[check]}")
 
     def wrong_kind(self, notices: Sequence[Any], paid: set[str], refused: set[str]) -> None:
         """A paid order is told of its parcel, a refused one of its refusal."""
         for order, _, _, kind in notices:
             if order not in (paid if kind == "shipped" else refused):
                 self.problems.append(f"notifications: {order} was told {kind!r}, which is not so")
-
-    def in_order(self, service: str, rows: Sequence[Any]) -> None:
-        """Per customer, first effects come in the order of acceptance."""
-        last: dict[str, int] = {}
-        seen: set[str] = set()
-        wrong: list[str] = []
-        for order, customer, number, _ in rows:
-            if order in seen:
-                continue
-            seen.add(order)
-            if number < last.get(customer, 0):
-                wrong.append(order)
-            last[customer] = max(number, last.get(customer, 0))
-        self.out_of_order += len(wrong)
-        self._say(wrong, f"{service}: {{}} came after a later order of its customer")
 
     def letters(self, letters: Sequence[DeadEnd]) -> None:
         """Only mail that cannot be delivered may end in the dead channel, with its reason."""

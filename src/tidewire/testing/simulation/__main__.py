@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import subprocess
+import signal
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import msgspec
@@ -15,11 +16,29 @@ import msgspec
 from tidewire.clock import SystemClock
 from tidewire.testing.simulation.campaign import Campaign, Failure, equal_replays, replayed, run_worlds
 from tidewire.testing.simulation.exhaustive import crash_everywhere
-from tidewire.testing.simulation.proof import write_summary
+from tidewire.testing.simulation.models.catalogue import MODELS
+from tidewire.testing.simulation.proof import commit, told, write_section, write_summary
 from tidewire.testing.simulation.worlds import Report, World, drawn_world
 
 STATE = Path("build/simulation.json")
 _SAVE_EVERY = 5.0
+_REPLAYS = """## Replays
+
+A seed is run in two processes with different hash seeds; all that happened, and every step, is compared.
+
+| Measure | Figure |
+| --- | --- |
+{rows}
+"""
+_CRASHES = """## A death at every point
+
+One fixed scenario of twelve orders is run once for each point that it has, with a death there and nowhere else.
+On files it is run again with a power loss there.
+
+| Measure | Figure |
+| --- | --- |
+{rows}
+"""
 
 
 def main() -> int:
@@ -56,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _many(options: argparse.Namespace) -> int:
-    label = _commit()
+    label = commit()
     if options.fresh:
         STATE.unlink(missing_ok=True)
     campaign = Campaign(STATE, label=label, start=options.start, seeds=options.seeds, ground=options.ground)
@@ -65,6 +84,8 @@ def _many(options: argparse.Namespace) -> int:
     progress = _Progress(campaign, options.seeds)
     worlds = (drawn_world(seed, ground=options.ground) for seed in campaign.left())
     stopped = False
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell lets what runs in the background ignore the first
+        signal.signal(number, signal.default_int_handler)
     try:
         run_worlds(worlds, progress.hear, jobs=options.jobs)
     except KeyboardInterrupt:
@@ -138,15 +159,36 @@ def _replays(options: argparse.Namespace) -> int:
     for seed in different:
         print(f"seed {seed} does not run alike twice")
     print(f"{options.replays - len(different)} of {options.replays} seeds ran alike in two processes")
+    if options.summary is not None:
+        seeds = range(options.start, options.start + options.replays)
+        grounds = Counter(drawn_world(seed, ground=options.ground).ground for seed in seeds)
+        names = ", ".join(f"{name} {count:,}" for name, count in sorted(grounds.items()))
+        rows = (
+            f"| equal, to the last step | {options.replays - len(different):,} of {options.replays:,} |\n"
+            f"| seeds | from {options.start:,} on; {names} |\n{told()}"
+        )
+        write_section(options.summary, "replays", section=_REPLAYS.format(rows=rows))
     return 1 if different else 0
 
 
 def _crashes(options: argparse.Namespace) -> int:
-    totals = crash_everywhere(ground=options.ground or "memory", every=options.every, jobs=options.jobs)
-    for failure in totals.failures:
-        _tell_failure(failure)
-    print(f"{totals.worlds} crash points of one scenario, one by one: {len(totals.failures)} failures")
-    return 1 if totals.failures else 0
+    """Die at every point: on one ground, or on each, and by power losses on files."""
+    runs = [(options.ground, 0.0)] if options.ground else [("memory", 0.0), *((name, 0.0) for name in MODELS)]
+    runs += [("sqlite", 0.0), ("sqlite", 1.0)] * (not options.ground)
+    rows: list[str] = []
+    failed = 0
+    for ground, power in runs:
+        totals = crash_everywhere(ground=ground, every=options.every, jobs=options.jobs, power=power)
+        for failure in totals.failures:
+            _tell_failure(failure)
+        failed += len(totals.failures)
+        share = f", each {options.every}th point" * (options.every > 1)
+        how = f"{ground}, {'power losses' if power else 'deaths'}{share}"
+        print(f"{how}: {totals.worlds} points, one by one: {len(totals.failures)} failures", flush=True)
+        rows.append(f"| {how} | {totals.worlds:,} points, {len(totals.failures):,} broke a promise |")
+    if options.summary is not None:
+        write_section(options.summary, "crashes", section=_CRASHES.format(rows="\n".join([*rows, told()])))
+    return 1 if failed else 0
 
 
 def _signatures(span: str, ground: str) -> int:
@@ -173,19 +215,6 @@ def _short(world: World) -> str:
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-def _commit() -> str:
-    """Return the commit that is checked out, with a plus if files differ from it; nothing outside of a repository."""
-    here = Path(__file__).parent
-    try:
-        found = subprocess.run(  # noqa: S603
-            ["git", "-C", str(here), "describe", "--always", "--dirty=+"],  # noqa: S607
-            check=True, capture_output=True, text=True,
-        )  # fmt: skip
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-    return found.stdout.strip()
 
 
 if __name__ == "__main__":

@@ -305,6 +305,7 @@ class _Run:
         await asyncio.sleep(self.loop.chance.random() * self.world.seconds)
         group = self.loop.chance.choice(GROUPS)
         names = [name for name in self.simulation.lives if name.startswith(group)]
+        self.simulation.weather.note("replay")  # what had died is tried anew, as often as the policy allows
 
         async def work(life: Life) -> None:
             for info in await life.transport.groups():

@@ -85,7 +85,7 @@ def lost(history: History) -> Iterator[Violation]:
         if op.event in stuck:
             continue
         if (one.group, one.handler, op.event) not in places and (one.group, "", op.event) not in places:
-            yield Violation("C2", f"{op.event} ({op.of}) is lost for {one.group}.{one.handler}")
+            yield Violation("C2", f"{op.event} ({op.of}) is lost for {one.group}.{one.handler}", one.group, op.event)
 
 
 def phantom(history: History) -> Iterator[Violation]:
@@ -93,7 +93,8 @@ def phantom(history: History) -> Iterator[Violation]:
     tried = _Published(history).tried
     for op in history.ops:
         if op.f in ("effect", "dead") and op.type == "ok" and op.event not in tried:
-            yield Violation("C3", f"{op.group}.{op.handler}: {op.f} of {op.event}, which nobody published")
+            what = f"{op.group}.{op.handler}: {op.f} of {op.event}, which nobody published"
+            yield Violation("C3", what, op.group, op.event)
 
 
 def aborted(history: History) -> Iterator[Violation]:
@@ -114,7 +115,7 @@ def repeated(history: History) -> Iterator[Violation]:
             seen[name] = seen.get(name, 0) + 1
     for (group, handler, run, event), count in seen.items():
         if count > 1:
-            yield Violation("C5", f"{group}.{handler}: {count} effects of {event} in run {run}")
+            yield Violation("C5", f"{group}.{handler}: {count} effects of {event} in run {run}", group, event)
 
 
 def rows(history: History) -> Iterator[Violation]:
@@ -156,9 +157,8 @@ def key_order(history: History) -> Iterator[Violation]:
         lane = (op.group, op.handler, op.run, op.stream, op.key)
         before = last.get(lane)
         if before is not None and before[0] > op.n:
-            yield Violation(
-                "C7", f"{op.group}.{op.handler}, key {op.key}: {op.event} (n={op.n}) after {before[1]} (n={before[0]})"
-            )
+            what = f"{op.group}.{op.handler}, key {op.key}: {op.event} (n={op.n}) after {before[1]} (n={before[0]})"
+            yield Violation("C7", what, op.group, op.event)
         else:
             last[lane] = (op.n, op.event)
 

@@ -77,10 +77,12 @@ class Audience(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Violation(msgspec.Struct, frozen=True):
-    """A promise that was broken: which check says so, and of what."""
+    """A promise that was broken: which check says so, and of what; *group* and *event* where it is about one event."""
 
     check: str
     what: str
+    group: str = ""
+    event: str = ""
 
     def __str__(self) -> str:
         return f"{self.check}: {self.what}"
