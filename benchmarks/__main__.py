@@ -16,11 +16,12 @@ from benchmarks.growth import growth
 from benchmarks.latency import latency
 from benchmarks.measure import Figure
 from benchmarks.memory import memory
+from benchmarks.postgres_relay import postgres_relay
 from benchmarks.relay import relay
 from benchmarks.share import share
 from benchmarks.throughput import exactly_once, outbox_rows, publish, whole_path
 
-PARTS = ("rates", "share", "relay", "latency", "growth", "memory", "commands")
+PARTS = ("rates", "share", "relay", "postgres-relay", "latency", "growth", "memory", "commands")
 
 
 def main() -> int:
@@ -46,6 +47,8 @@ def main() -> int:
         figures += show(share(rounds, scale))
     if "relay" in wanted:
         figures += show(relay(rounds, scale))
+    if "postgres-relay" in wanted:
+        figures += show(postgres_relay(rounds, scale))
     if "latency" in wanted:
         figures += show(latency(scale))
     if "growth" in wanted:

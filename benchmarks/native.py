@@ -68,7 +68,7 @@ class NativeLog:
         """Append *count* rows of bytes that are there already, *batch* to a commit."""
         body, headers = _encode(order(1)), headers_of("0" * 36, "order-000000", "0" * 36)
         for start in range(0, count, batch):
-            self._write(
+            self.write(
                 [(1, n % 8, self._ids.event_id(), f"order-{n}", headers, body) for n in range(start, start + batch)]
             )
 
@@ -79,9 +79,10 @@ class NativeLog:
             for event in events[start : start + batch]:
                 event_id, key = self._ids.event_id(), event.order_id
                 rows.append((1, hash(key) % 8, event_id, key, headers_of(event_id, key, event_id), _encode(event)))
-            self._write(rows)
+            self.write(rows)
 
-    def _write(self, rows: list[tuple[Any, ...]]) -> None:
+    def write(self, rows: list[tuple[Any, ...]]) -> None:
+        """Append *rows* in one commit."""
         self.connection.execute("BEGIN IMMEDIATE")
         self.connection.executemany(_INSERT, rows)
         self.connection.execute("COMMIT")
