@@ -6,14 +6,19 @@ import asyncio
 import sqlite3
 import time
 from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
 
+import pytest
+from runtime_doubles import Proxy
 from runtime_world import Opened, OrderPlaced, PageViewed
 
 from tidewire import Service, event, running, transaction
 from tidewire.model import GroupSpec, TopicSpec
 from tidewire.stores.sqlite import open_sqlite_store
 from tidewire.transports.memory import open_memory_transport
+
+LONG_TRANSACTION = "tidewire.store.long_transaction"
 
 
 @event("shop.bulk.made")
@@ -88,3 +93,20 @@ def test_old_marks_go_as_fast_as_they_have_come(tmp_path: Path) -> None:
             assert 0 == left
 
     asyncio.run(scenario())
+
+
+def test_a_transaction_that_stays_open_is_told_of(opened: Opened, caplog: pytest.LogCaptureFixture) -> None:
+    """OB4: where a store can say for how long a transaction has been open, the relay warns of a long one."""
+
+    async def scenario() -> None:
+        async with opened() as world:
+
+            async def oldest_write() -> timedelta:
+                return timedelta(minutes=2)
+
+            world.store = Proxy(world.store, oldest_write=oldest_write)
+            async with world.running(Service("shop")):
+                await world.until(lambda: [one for one in caplog.records if one.message == LONG_TRANSACTION])
+
+    asyncio.run(scenario())
+    assert [120.0] == [vars(record)["age_s"] for record in caplog.records if record.message == LONG_TRANSACTION]

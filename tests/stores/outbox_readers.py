@@ -1,16 +1,12 @@
-"""Writers that commit out of order and roll back, readers of several kinds, and the checker that judges them all.
-
-Run it for the full measure: ``python tests/stores/outbox_readers.py --rows 1000000 URL``.
-"""
+"""Writers that commit out of order and roll back, readers of several kinds, and the checker that judges them all."""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 
 import psycopg
@@ -45,13 +41,13 @@ CURSORS: Mapping[str, str] = {
 class Writers:
     """Threads that insert rows at once and commit them a while later, or never."""
 
-    def __init__(self, url: str, *, writers: int, rows: int, batch: int, pause: float) -> None:
+    def __init__(self, url: str, *, writers: int, rows: int, batch: int, pause: float, seed: int = 1) -> None:
         place = postgres_place(url)
         access = Access(place, PostgresPool(place, STORE_ERRORS, size=1))
         self._outbox = PostgresOutbox(access, SystemClock(), poll=timedelta(seconds=1))
-        self._url = url
+        self._url = place.url
         self._batch, self._pause = batch, pause
-        self._each = rows // writers
+        self._each, self._seed = rows // writers, seed
         self.sent: Sent = {}
         self._threads = [threading.Thread(target=self._write, args=(number,)) for number in range(writers)]
 
@@ -65,7 +61,7 @@ class Writers:
         return any(thread.is_alive() for thread in self._threads)
 
     def _write(self, writer: int) -> None:
-        chance = random.Random(writer)
+        chance = random.Random(f"{self._seed}-{writer}")
         number = 0
         with psycopg.connect(self._url) as connection, psycopg.RawCursor(connection) as cursor:
             while number < self._each:
@@ -123,14 +119,14 @@ def read_by_claims(
     rows: int,
     batch: int = 3,
     pause: float = 0.01,
-    told: Callable[[int], None] = lambda number: None,
+    seed: int = 1,
 ) -> tuple[Sent, list[tuple[str, str]]]:
     """The same with a relay's claims: claim, publish (that is, note), mark done."""
     seen: list[tuple[str, str]] = []
 
     async def read() -> Sent:
         async with open_postgres_store(url, provision=True) as store:
-            writing = Writers(url, writers=writers, rows=rows, batch=batch, pause=pause)
+            writing = Writers(url, writers=writers, rows=rows, batch=batch, pause=pause, seed=seed)
             writing.start()
             while True:
                 over = not writing.busy()
@@ -139,7 +135,6 @@ def read_by_claims(
                 seen.extend((row.message.key or "", row.message.id) for row in page)
                 if page:
                     assert await store.backlog.done("reader", [row.row for row in page])
-                    told(len(seen))
                 elif over:
                     return writing.sent
                 else:
@@ -163,25 +158,3 @@ def wrong_about(sent: Sent, seen: Sequence[tuple[str, str]]) -> tuple[int, int]:
 def committed_by(sent: Sent) -> int:
     """Return how many rows were committed."""
     return sum(map(len, sent.values()))
-
-
-def main() -> None:
-    """Measure on a database of one's own."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("url")
-    parser.add_argument("--rows", type=int, default=1_000_000)
-    options = parser.parse_args()
-    began = time.monotonic()
-
-    def told(number: int) -> None:
-        if number % 50_000 < 512:
-            print(f"{number:,} rows in {time.monotonic() - began:.0f} s", flush=True)
-
-    sent, seen = read_by_claims(options.url, writers=8, rows=options.rows, batch=60, pause=0.005, told=told)
-    lost, crossed = wrong_about(sent, seen)
-    print(f"{committed_by(sent):,} committed, {lost} missed, {crossed} keys out of order")
-    raise SystemExit(1 if lost or crossed else 0)
-
-
-if __name__ == "__main__":
-    main()
