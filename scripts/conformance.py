@@ -69,6 +69,7 @@ SEAMS = (
         {
             "`memory://`": "tests/transports/test_conformance_memory.py",
             "`sqlite:///`": "tests/transports/test_conformance_sqlite.py",
+            "`postgresql://`": "tests/transports/test_conformance_postgres.py",
             "`directory:///` (example)": "examples/directory-broker/tests/test_conformance_directory.py",
         },
     ),

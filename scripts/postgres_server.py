@@ -56,6 +56,12 @@ class PostgresServer:
         return self.folder / "data"
 
     @property
+    def pid(self) -> int:
+        """The process that has started all others of the server, while it runs."""
+        assert self._process is not None, "it does not run"
+        return self._process.pid
+
+    @property
     def url(self) -> str:
         """The superuser's URL, of the database ``postgres``."""
         return self.url_of("postgres")

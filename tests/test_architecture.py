@@ -52,6 +52,7 @@ CLIENTS: dict[str, str | tuple[str, ...]] = {
     "psycopg": (
         "tidewire.kit.postgres.",
         "tidewire.stores.postgres.",
+        "tidewire.transports.postgres.",
         "tidewire.kit.handles.psycopg",
         "tidewire.config",
     ),

@@ -23,6 +23,7 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     ("positional", "src/tidewire/protocols/"): "group, source, event id is one key, said in its one order",
     ("positional", "src/tidewire/stores/"): "as the seams: group, source, event id is one key",
     ("positional", "src/tidewire/transports/memory/"): "as the seams: topic and group name one thing",
+    ("positional", "src/tidewire/transports/postgres/session.py::Bounded.wait"): "as psycopg declares it",
     ("positional", "src/tidewire/kit/sqllog/"): "rows are named by (sub, lane) and written on a connection",
     ("positional", "src/tidewire/operations/"): "where one acts, whose it is, which ones: said in that order",
     ("positional", "src/tidewire/kit/sqlite_errors.py"): "error, place, classes: the table's row",
@@ -53,6 +54,7 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     ("typing", "src/tidewire/stores/"): "SQL parameters, rows and native handles",
     ("typing", "src/tidewire/kit/sqllog/"): "SQL parameters and rows",
     ("typing", "src/tidewire/transports/sqlite/"): "SQL parameters and rows",
+    ("typing", "src/tidewire/transports/postgres/"): "SQL parameters and rows",
     ("typing", "src/tidewire/config.py"): "difflib's stub wants a list of texts; an entry point is whatever it names",
     (
         "broad except",
@@ -103,4 +105,8 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     ("broad except", "src/tidewire/kit/sqlite_file.py"): "closes or rolls back, and rises",
     ("broad except", "src/tidewire/kit/sqllog/"): "every job's future hears of its error; what was taken is put back",
     ("broad except", "src/tidewire/transports/sqlite/"): "rolls back, and rises",
+    (
+        "broad except",
+        "src/tidewire/transports/postgres/",
+    ): "undoes and rises; a read's error is its answer",
 }

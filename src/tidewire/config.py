@@ -50,7 +50,7 @@ OpenStore: TypeAlias = Callable[..., AbstractAsyncContextManager[Store]]
 """What an entry point of the group ``tidewire.stores`` names: called with the URL and ``create= clock= poll=``."""
 
 _BUILT_IN = ("memory", "sqlite")
-_LATER = {"kafka", "amqp", "amqps", "nats", "redis", "postgresql", "sns+sqs", "eventbridge", "mysql"}
+_LATER = {"kafka", "amqp", "amqps", "nats", "redis", "sns+sqs", "eventbridge", "mysql"}
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -142,16 +142,24 @@ def settings_and_origins(
 
 
 def open_transport(url: str, *, create: bool = True) -> AbstractAsyncContextManager[Transport]:
-    """Return the context manager that opens the broker at *url*: ``memory://``, ``sqlite:///path``, or what a
-    package provides: the entry point of the group ``tidewire.transports`` whose name is the scheme.
+    """Return the context manager that opens the broker at *url*: ``memory://``, ``sqlite:///path``,
+    ``postgresql://user@host/database``, or what a package provides: the entry point of the group
+    ``tidewire.transports`` whose name is the scheme.
 
-    Without *create* a file that is not there is refused, for whoever only looks.
+    Without *create* a file that is not there, or a database without our tables, is refused, for whoever only looks.
 
     Raises:
         ConfigurationError: not a URL of a broker; names what it could be, or the package that cannot be loaded.
+        MissingExtra: a client library is not installed.
         TransportRefused: no such file.
     """
     scheme = _scheme(url, "broker")
+    if scheme == "postgresql":
+        try:
+            from tidewire.transports.postgres import open_postgres_transport
+        except ImportError as error:
+            raise MissingExtra("a broker in PostgreSQL needs psycopg", hint="pip install tidewire[postgres]") from error
+        return open_postgres_transport(url, create=create)
     if scheme not in _BUILT_IN:
         provided: OpenTransport = _provided(url, "broker", "tidewire.transports")
         return provided(url, create=create)
@@ -275,6 +283,12 @@ def look_at_broker(url: str) -> BrokerLook:
         from tidewire.transports.sqlite.look import SqliteBrokerLook
 
         return SqliteBrokerLook(_path(url, "broker"))
+    if _scheme(url, "broker") == "postgresql":
+        try:
+            from tidewire.transports.postgres.look import PostgresBrokerLook
+        except ImportError as error:
+            raise MissingExtra("a broker in PostgreSQL needs psycopg", hint="pip install tidewire[postgres]") from error
+        return PostgresBrokerLook(url)
     from tidewire.kit.looks import OpenedBrokerLook
 
     return OpenedBrokerLook(partial(open_transport, url, create=False))

@@ -17,6 +17,8 @@ __all__ = ["HandOut"]
 _decode_headers = msgspec.json.Decoder(dict[str, str]).decode
 _ROUNDS_MAX = 64
 _COLUMNS = "seq, lane, at, id, source, key, headers, body"
+_TOGETHER = 32
+_BY_NUMBER = f"SELECT {_COLUMNS} FROM log WHERE seq IN ({', '.join('?' * _TOGETHER)}) ORDER BY seq"  # the primary key
 
 
 class HandOut:
@@ -132,16 +134,15 @@ class HandOut:
                 lane.again[seq] = 0
 
     async def _again(self, lane: Lane, now: int, credit: int, found: list[Delivery]) -> None:
-        for seq in sorted(lane.again):
-            if len(found) >= credit:
+        due = sorted(seq for seq, at in lane.again.items() if at <= now)[: credit - len(found)]
+        for start in range(0, len(due), _TOGETHER):
+            some = due[start : start + _TOGETHER]
+            rows = await self._read(_BY_NUMBER, [*some, *some[-1:] * (_TOGETHER - len(some))])
+            if not self._open(lane):
                 return
-            if lane.again.get(seq, now + 1) > now:
-                continue
-            rows = await self._read(f"SELECT {_COLUMNS} FROM log WHERE seq = ?", (seq,))
-            if not self._open(lane) or lane.again.pop(seq, None) is None:
-                return
-            for row in rows:
-                found.append(self._from_log(lane, row))
+            for seq in some:
+                lane.again.pop(seq, None)  # also one that retention has removed
+            found += [self._from_log(lane, row) for row in rows if row[0] not in lane.out]
 
     async def _inbox(self, sub: int, now: int, credit: int, found: list[Delivery]) -> None:
         self._look_at_inbox[sub] = False

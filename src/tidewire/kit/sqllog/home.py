@@ -50,7 +50,10 @@ class Connection(Protocol):
 
 
 class Doubtful(TransportUnavailable):
-    """The connection was lost while it committed, and nobody can be asked: the transaction has its effect or none."""
+    """The connection was lost while it committed, and nobody can be asked: the transaction has its effect or none.
+
+    Raised without a cause: none of its jobs may be tried alone.
+    """
 
 
 class Listen(Protocol):
@@ -98,6 +101,10 @@ class Home(Protocol):
 
     async def tell_members(self, group: str) -> None:
         """Let the members of *group* in other processes look who is there."""
+        ...
+
+    def leave(self) -> None:
+        """We are closing: do not wait long for a database that does not answer."""
         ...
 
     # --- on the writer thread -----------------------------------------------------------------------------------

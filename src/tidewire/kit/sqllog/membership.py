@@ -13,7 +13,7 @@ import msgspec
 from tidewire.errors import TransportError, TransportUnavailable
 from tidewire.kit.groups import first_error
 from tidewire.kit.sqllog.home import Connection
-from tidewire.kit.sqllog.lanes import Lane, extend, take, wanted
+from tidewire.kit.sqllog.lanes import Lane, extend, give_back, take, wanted
 from tidewire.kit.sqllog.names import TopicRow
 from tidewire.kit.sqllog.receiver import LogReceiver
 from tidewire.kit.sqllog.shared import Shared
@@ -21,6 +21,7 @@ from tidewire.model import LaneEvent, Subscription
 
 __all__ = ["joined"]
 
+_LEAVING_MAX = 1.0
 _logger = logging.getLogger("tidewire.broker")
 
 
@@ -114,13 +115,18 @@ class Membership:
         receiver.woken.set()
         if receiver in self._shared.receivers:
             self._shared.receivers.remove(receiver)
-        name = self._name
-        with suppress(TransportError):  # what cannot be given back now is free when its lease ends
-            await self._shared.writer.submit(
-                lambda connection: connection.execute("DELETE FROM member WHERE name = ?", (name,)).rowcount, vital=True
-            )
-            await receiver.give_back(list(receiver.lanes.values()))
-            await self._shared.tell_members(self._subscription.group)
+        lanes, now = list(receiver.lanes.values()), self._shared.clock.now_us()
+        receiver.lanes.clear()
+
+        def disappear(connection: Connection) -> None:
+            connection.execute("DELETE FROM member WHERE name = ?", (self._name,))
+            give_back(connection, lanes, self._name, clean=True, now_us=now)
+
+        # What cannot be given back now is given back later; if never, it is free when its lease ends.
+        with suppress(TransportError, TimeoutError):
+            async with asyncio.timeout(_LEAVING_MAX):
+                await self._shared.writer.submit(disappear, vital=True)
+                await self._shared.tell_members(self._subscription.group)
 
     async def _balance_once(self) -> None:
         receiver = self._receiver

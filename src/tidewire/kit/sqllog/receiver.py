@@ -226,8 +226,7 @@ class Settling:
             gone = [*part.inbox_acks, *(_row(one.delivery) for one in part.moves if _private(one.delivery))]
             if gone:
                 connection.executemany("DELETE FROM inbox WHERE seq = ?", [(seq,) for seq in gone])
-            for released in part.releases:
-                _write_release(connection, part.lane, released, now)
+            _write_releases(connection, part.lane, part.releases, now)
             for one in part.moves:
                 store = Store(connection, shared.names, now)
                 self._moved[id(one)] = store.all(one.messages)
@@ -333,18 +332,23 @@ def _private(delivery: Delivery) -> bool:
     return isinstance(delivery.message.to, InboxChannel)
 
 
-def _write_release(connection: Connection, lane: Lane, one: Release, now: int) -> None:
-    """Persist what a release changes: the attempt if it counts, the time if it waits."""
-    delivery, counted = one.delivery, 1 if one.counted else 0
-    due = 0 if not one.delay else now + one.delay // timedelta(microseconds=1)
-    if _private(delivery):
-        connection.execute(
-            "UPDATE inbox SET attempt = attempt + ?, due = max(due, ?) WHERE seq = ?", (counted, due, delivery.position)
-        )
-    elif counted or due:
-        connection.execute(
+def _write_releases(connection: Connection, lane: Lane, releases: Sequence[Release], now: int) -> None:
+    """Persist what releases change: the attempt if it counts, the time if it waits."""
+    private: list[tuple[int, int, int]] = []
+    public: list[tuple[int, ...]] = []
+    for one in releases:
+        delivery, seq, counted = one.delivery, _row(one.delivery), 1 if one.counted else 0
+        due = 0 if not one.delay else now + one.delay // timedelta(microseconds=1)
+        if _private(delivery):
+            private.append((counted, due, seq))
+        elif counted or due:
+            public.append((lane.sub, lane.number, seq, delivery.attempt + counted, int(delivery.suspect), due))
+    if private:
+        connection.executemany("UPDATE inbox SET attempt = attempt + ?, due = max(due, ?) WHERE seq = ?", private)
+    if public:
+        connection.executemany(
             "INSERT INTO above AS o (sub, lane, seq, settled, attempt, suspect, due) VALUES (?, ?, ?, 0, ?, ?, ?) "
             "ON CONFLICT (sub, lane, seq) DO UPDATE SET attempt = excluded.attempt, due = excluded.due "
             "WHERE o.settled = 0",
-            (lane.sub, lane.number, delivery.position, delivery.attempt + counted, int(delivery.suspect), due),
+            public,
         )

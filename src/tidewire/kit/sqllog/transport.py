@@ -109,4 +109,5 @@ async def opened(home: Home, capabilities: Capabilities) -> AsyncGenerator[LogTr
         yield transport
     finally:
         transport.closed = True
+        home.leave()
         await to_the_end(shared.writer.close)

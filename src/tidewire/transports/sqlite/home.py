@@ -70,6 +70,9 @@ class SqliteHome:
         addresses = [row[0] for row in await self.read("SELECT address FROM member WHERE grp = ?", (group,))]
         self._waker.send([address for address in addresses if address != self.address], MEMBERS)
 
+    def leave(self) -> None:
+        """What is queued is written: a file answers."""
+
     def close(self) -> None:
         """Close everything that the writer has not; blocks."""
         self._beside.close()
