@@ -76,6 +76,13 @@ class Refusing(Watched):
         return [refusal or next(stored) for refusal in receipts]
 
 
+class Away(Watched):
+    """Cannot be reached."""
+
+    async def answer(self, messages: Sequence[Message]) -> Sequence[Receipt]:
+        raise TransportUnavailable("it is away")
+
+
 class CutOnce(Watched):
     """Of its first call, *stored* messages arrive and *heard* receipts come back; the rest is unknown, or, with
     *raising*, not heard of at all."""

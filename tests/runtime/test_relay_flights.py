@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 import pytest
-from relay_doubles import CutOnce, Late, Refusing, Watched
+from relay_doubles import Away, CutOnce, Late, Refusing, Watched
 from runtime_world import Opened, OrderPlaced, PageViewed, World
 
 from tidewire import Service, transaction
@@ -111,6 +111,23 @@ def test_a_refused_row_holds_its_key_and_no_other(opened: Opened) -> None:
                 await world.store.outbox.requeue([one.row for one in await world.store.outbox.stuck()])
                 await world.until(lambda: emptied(world))
             assert [*ids[1:20:2]] == [one for one in await arrived(world, "shop.order") if one in {*ids[1:20:2]}]
+
+    asyncio.run(scenario())
+
+
+def test_a_relay_that_cannot_reach_the_broker_lets_another_try(opened: Opened) -> None:
+    """Whoever waits for the broker beyond its lease has none any more, and a relay that reaches it publishes."""
+
+    async def scenario() -> None:
+        async with opened() as world:
+            await world.transport.provision(TOPICS, [])
+            away = World(Away(world.transport), world.store, world.options)
+            async with away.running(Service("shop")) as app:
+                ids = await put(app, world, [OrderPlaced("1")])
+                await world.until(lambda: away.transport.handed)
+                async with world.running(Service("other")):
+                    await world.until(lambda: emptied(world))
+            assert ids == await arrived(world, "shop.order")
 
     asyncio.run(scenario())
 
