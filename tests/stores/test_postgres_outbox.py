@@ -192,3 +192,25 @@ def test_claims_miss_nothing(postgresql_url: str) -> None:
     assert (0, 0) == wrong_about(sent, seen)
     assert len(seen) == len({name for _, name in seen}) == sum(map(len, sent.values()))
     assert committed_by(sent) > 1_000
+
+
+def test_what_was_committed_here_is_kept_for_the_relay_as_long_as_it_reads_it(postgresql_url: str) -> None:
+    """Rows of this process are handed on in memory; those of partitions that another relay reads now are forgotten."""
+
+    async def scenario() -> None:
+        async with two_stores(postgresql_url) as (store, other):
+            assert await store.backlog.lease("a", HOUR)
+            await commit(store, *[message(f"{number}", f"k{number}") for number in range(200)])
+            assert 200 == len(store.outbox.window)
+            assert not await other.backlog.lease("b", HOUR)
+            while not await other.backlog.lease("b", HOUR):
+                await store.backlog.lease("a", HOUR)
+            kept = {number & 63 for number in store.outbox.window}
+            assert kept <= store.outbox.wake.parts
+            assert 0 < len(store.outbox.window) < 200
+            rows = await store.backlog.claim("a", after=0, limit=1_000)
+            assert {row.row for row in rows} == {*store.outbox.window}
+            assert await store.backlog.done("a", [row.row for row in rows])
+            assert {} == store.outbox.window
+
+    asyncio.run(scenario())

@@ -31,7 +31,7 @@ _BEHIND = "waits behind a quarantined row of its key"
 @dataclass
 class _Holding:
     """What one owner has: its partitions with their tokens, and those that it gives up once nothing of them is on its
-    way. *flying* are the partitions of what was on its way at the last claim."""
+    way. *flying* are the partitions of what was on its way at the last claim, or was claimed since."""
 
     duration: timedelta
     tokens: dict[int, int] = field(default_factory=dict[int, int])
@@ -99,7 +99,9 @@ class PostgresBacklog:
             found = await self._find(owner, holding, after=after, limit=limit, without=without)
             blocked = [row.number for row in found if row.blocked]
             if not blocked:
-                return await self._read(found, limit)
+                rows = await self._read(found, limit)
+                holding.flying |= {row.row & 63 for row in rows}
+                return rows
             await self._access.run("putting events aside", PLAN, self._sql.sideline(owner, blocked, _BEHIND))
             self._forget(blocked)
 
@@ -137,7 +139,11 @@ class PostgresBacklog:
             )
 
     def _tell_parts(self) -> None:
-        self._outbox.wake.parts = frozenset(part for holding in self._holdings.values() for part in holding.tokens)
+        """Say which partitions are read here; what others read now need not be kept for us."""
+        parts = frozenset(part for holding in self._holdings.values() for part in holding.tokens)
+        if not parts.issuperset(self._outbox.wake.parts):
+            self._forget([number for number in self._outbox.window if number & 63 not in parts])
+        self._outbox.wake.parts = parts
 
     def _forget(self, numbers: Iterable[int]) -> None:
         for number in numbers:
