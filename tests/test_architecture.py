@@ -57,6 +57,7 @@ CLIENTS: dict[str, str | tuple[str, ...]] = {
         "tidewire.config",
     ),
     "pytest": "tidewire.testing.",  # the plugin, which pytest loads, and suites whose cases skip and compare
+    "sqlalchemy": "tidewire.kit.lent.sqlalchemy",  # sessions on the user's engine, watched
     "starlette": "tidewire.cli.demo.",  # the shop takes orders over HTTP
     "uvicorn": "tidewire.cli.demo.",  # and serves them
 }

@@ -37,6 +37,7 @@ __all__ = [
     "look_at_store",
     "masked",
     "open_store",
+    "open_store_on",
     "open_transport",
     "settings_and_origins",
     "settings_from",
@@ -219,6 +220,30 @@ def open_store(
     return open_sqlite_store(path, clock=clock, poll=poll)
 
 
+def open_store_on(
+    pool: object,
+    *,
+    url: str = "",
+    clock: Clock | None = None,
+    poll: timedelta = timedelta(milliseconds=250),
+    provision: bool = False,
+) -> AbstractAsyncContextManager[Store]:
+    """Return the context manager that opens a store whose units run on *pool*, the caller's own, which stays open.
+
+    ``context.tx`` is what the pool lends: an ``AsyncSession`` of SQLAlchemy's ``AsyncEngine`` or
+    ``async_sessionmaker``, a ``Session`` of its ``Engine`` or ``sessionmaker`` for ``def`` handlers. Mark, effect and
+    outgoing events commit in that one transaction. The rest goes over connections of the store's own to *url*, which
+    is the pool's unless given. *provision*: make or upgrade the store's tables; else they must be there.
+
+    Raises:
+        ConfigurationError: no pool that is known, or one that leads to another database.
+        StoreRefused, StoreUnavailable: as the store at that URL.
+    """
+    from tidewire.stores.lent import open_lent_store
+
+    return open_lent_store(pool, url, partial(open_store, clock=clock, poll=poll, provision=provision))
+
+
 def sync_publisher(source: str, *, store: str, clock: Clock | None = None) -> SyncPublisher:
     """Return what publishes from synchronous code into the outbox of the store at the URL *store*, which is not opened.
 
@@ -229,11 +254,20 @@ def sync_publisher(source: str, *, store: str, clock: Clock | None = None) -> Sy
         ConfigurationError: not a URL of a store that other libraries can write into.
     """
     clock = clock or SystemClock()
-    if _scheme(store, "store") != "sqlite":
-        raise ConfigurationError(
-            f"store {masked(store)!r} has no transactions of other libraries", hint="use a store at sqlite:///…"
-        )
+    scheme = _scheme(store, "store")
     from tidewire.runtime.sync_producer import SyncPublisher
+
+    if scheme == "postgresql":
+        _need_psycopg("store")
+        from tidewire.kit.postgres.place import postgres_place
+        from tidewire.stores.postgres.sync_outbox import PostgresSyncOutbox
+
+        return SyncPublisher(source, PostgresSyncOutbox(postgres_place(store), clock))
+    if scheme != "sqlite":
+        raise ConfigurationError(
+            f"store {masked(store)!r} has no transactions of other libraries",
+            hint="use a store at sqlite:///… or postgresql://…",
+        )
     from tidewire.stores.sqlite.callers import SqliteSyncOutbox
 
     return SyncPublisher(source, SqliteSyncOutbox(_path(store, "store"), clock))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from concurrent.futures import Executor
 from typing import TypeVar
 
 __all__ = ["to_the_end"]
@@ -11,13 +12,17 @@ __all__ = ["to_the_end"]
 T = TypeVar("T")
 
 
-async def to_the_end(function: Callable[[], T], undo: Callable[[T], object] | None = None) -> T:
-    """Run *function* in a thread and return its result. A cancel rises when it has ended; *undo* gets its result then.
+async def to_the_end(
+    function: Callable[[], T], undo: Callable[[T], object] | None = None, *, executor: Executor | None = None
+) -> T:
+    """Run *function* in a thread (of *executor*, or of the loop's) and return its result.
+
+    A cancel rises when it has ended; *undo* gets its result then.
 
     Raises:
         Whatever *function* raises, unless cancelled meanwhile.
     """
-    running = asyncio.get_running_loop().run_in_executor(None, function)
+    running = asyncio.get_running_loop().run_in_executor(executor, function)
     cancelled = False
     while not running.done():
         try:

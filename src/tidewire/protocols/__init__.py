@@ -18,8 +18,10 @@ from tidewire.protocols.store import (
     Lanes,
     Outbox,
     Store,
+    Surrounding,
     SyncOutbox,
     Timetable,
+    TxTypes,
     Unit,
 )
 
@@ -41,8 +43,10 @@ __all__ = [
     "Store",
     "StoreLook",
     "StoreTables",
+    "Surrounding",
     "SyncOutbox",
     "Timetable",
     "Transport",
+    "TxTypes",
     "Unit",
 ]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Sequence, Set
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from tidewire.model import Failure, Guard, Held, Mark, Message, Pending, Stuck
 
@@ -16,8 +17,10 @@ __all__ = [
     "Lanes",
     "Outbox",
     "Store",
+    "Surrounding",
     "SyncOutbox",
     "Timetable",
+    "TxTypes",
     "Unit",
 ]
 
@@ -240,6 +243,29 @@ class Timetable(Protocol):
         Raises:
             AlreadyMarked: *owner* has lost the lease, or *due* has passed by: somebody else runs it.
         """
+        ...
+
+
+@runtime_checkable
+class TxTypes(Protocol):
+    """Optional beside a store: it says what handlers find in ``context.tx``."""
+
+    @property
+    def tx_types(self) -> tuple[type | None, type | None]:
+        """The types for ``async def`` handlers and for ``def`` handlers; None: there is none for such."""
+        ...
+
+
+@runtime_checkable
+class Surrounding(Protocol):
+    """Optional beside a store whose units run on connections of the user's own: what goes on around a handler."""
+
+    def around(self, unit: Unit) -> AbstractAsyncContextManager[None]:
+        """Return the block in which an ``async def`` handler of *unit* runs."""
+        ...
+
+    def around_in_thread(self, unit: Unit) -> AbstractContextManager[None]:
+        """Return the block in which a ``def`` handler of *unit* runs, in its thread."""
         ...
 
 

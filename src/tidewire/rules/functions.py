@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from tidewire.rules.events import EventType, definition_of, is_event
 
-__all__ = ["reads_tx", "returned_events"]
+__all__ = ["annotated_context", "reads_tx", "returned_events"]
 
 
 class _Annotated:
@@ -40,6 +40,19 @@ def returned_events(function: Callable[..., object]) -> list[EventType]:
             definition = definition_of(one)
             events[definition.type] = definition
     return sorted(events.values(), key=lambda event: event.type)
+
+
+def annotated_context(function: Callable[..., object]) -> object:
+    """Return the resolved annotation of the second parameter of *function*; None: it has none that can be resolved."""
+    function = inspect.unwrap(function)
+    parameters = [*inspect.signature(function).parameters.values()][1:2]
+    annotation = getattr(function, "__annotations__", {}).get(parameters[0].name) if parameters else None
+    if annotation is None:
+        return None
+    try:
+        return typing.get_type_hints(_Annotated(annotation), getattr(function, "__globals__", {}))["return"]
+    except (NameError, TypeError, AttributeError, SyntaxError):
+        return None
 
 
 def reads_tx(function: Callable[..., object]) -> bool:

@@ -148,6 +148,11 @@ class SyncContext(Generic[Tx]):
         return self._context.envelope
 
     @property
+    def unit(self) -> Unit | None:
+        """The unit that the handler runs in, or None in a service without a store."""
+        return self._context.unit
+
+    @property
     def attempt(self) -> int:
         """1 at the first try; see `Context`."""
         return self._context.attempt

@@ -6,18 +6,20 @@ import asyncio
 import contextvars
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from tidewire.errors import ConfigurationError
 from tidewire.model import ZERO, Capabilities
-from tidewire.protocols import Codec
+from tidewire.protocols import Codec, Store, Surrounding
 from tidewire.rules.guarantees import OnDeadLetter, Ordering, ordered_topics, recurring_refusals, refusals
 from tidewire.rules.upcasts import decoders
 from tidewire.runtime.context import Context, SyncContext
 from tidewire.runtime.service import Handle, Handler, Recurring, Service
+from tidewire.runtime.tx_types import tx_problems
 
 __all__ = ["Bound", "Plan", "Route", "compile_plan"]
 
@@ -67,20 +69,22 @@ def compile_plan(
     *,
     codec_for: Callable[[type], Codec],
     capabilities: Capabilities,
-    has_store: bool,
+    store: Store | None,
     executor: Executor,
 ) -> Plan:
-    """Resolve *service* against a transport's capabilities.
+    """Resolve *service* against a transport's capabilities and what its store gives to handlers.
 
     Raises:
         ConfigurationError: names every problem at once, each with its handler.
     """
-    problems: list[str] = []
+    has_store = store is not None
+    place = Place(executor, store if isinstance(store, Surrounding) else None)
+    problems = tx_problems(service, store)
     by_type: dict[str, list[Handler]] = {}
     domain: dict[type, list[Bound]] = {}
     for handler in service.handlers:
         if handler.event.kind == "domain":
-            domain.setdefault(handler.event.cls, []).append(_bound(service, handler, executor, on_dead="continue"))
+            domain.setdefault(handler.event.cls, []).append(_bound(service, handler, place, on_dead="continue"))
         else:
             by_type.setdefault(handler.event.type, []).append(handler)
     ordered = ordered_topics(service.handlers)
@@ -100,7 +104,7 @@ def compile_plan(
             ordering=ordering,
             decoders=decoders(event, codec_for(event.cls), service.upcasts),
             handlers=[
-                _bound(service, handler, executor, on_dead=handler.on_dead_letter or on_dead) for handler in handlers
+                _bound(service, handler, place, on_dead=handler.on_dead_letter or on_dead) for handler in handlers
             ],
             seconds_max=sum((handler.timeout for handler in handlers), ZERO).total_seconds(),
             batch=max(handlers[0].batch, 1),
@@ -108,15 +112,15 @@ def compile_plan(
         )
     names = [one.name for one in service.recurring]
     problems += [finding.text for finding in recurring_refusals(service.name, names, has_store=has_store)]
-    recurring = [(one, _shaped(one, executor)) for one in service.recurring]
+    recurring = [(one, _shaped(one, place)) for one in service.recurring]
     if problems:
         raise ConfigurationError("; ".join(problems), hint="each is named with its handler; see docs/services.md")
     return Plan(routes=routes, topics=topics, domain=domain, recurring=recurring)
 
 
-def _bound(service: Service, handler: Handler, executor: Executor, *, on_dead: OnDeadLetter) -> Bound:
+def _bound(service: Service, handler: Handler, place: Place, *, on_dead: OnDeadLetter) -> Bound:
     """Return the handler ready to be called: adapted to its shape, inside its middleware, outermost first."""
-    call = _shaped(handler, executor)
+    call = _shaped(handler, place)
     for wrap in reversed([*service.middleware, *handler.middleware]):
         call = wrap(call)
     call_one = partial(_as_batch, call) if handler.batch else call
@@ -127,32 +131,53 @@ async def _as_batch(call: Handle, event: Any, context: Context[Any]) -> Any:
     return await call([event], context)
 
 
-def _shaped(handler: Handler | Recurring, executor: Executor) -> Handle:
+class Place(NamedTuple):
+    """Where handlers run: the threads of ``def`` ones, and what the store has to do around each, if anything."""
+
+    executor: Executor
+    around: Surrounding | None
+
+
+def _shaped(handler: Handler | Recurring, place: Place) -> Handle:
     function = handler.function
     if handler.blocking:
-        return partial(_in_thread, function, handler.takes_context, executor)
-    if handler.takes_context:
-        return function
+        return partial(_in_thread, function, handler.takes_context, place)
+    call = function if handler.takes_context else partial(_without_context, function)
+    return call if place.around is None else partial(_surrounded, call, place.around)
 
-    def without_context(event: Any, context: Context[Any]) -> Any:
-        return function(event)
 
-    return without_context
+def _without_context(function: Callable[..., Any], event: Any, context: Context[Any]) -> Any:
+    return function(event)
+
+
+async def _surrounded(call: Handle, around: Surrounding, event: Any, context: Context[Any]) -> Any:
+    assert context.unit is not None
+    async with around.around(context.unit):
+        return await call(event, context)
 
 
 async def _in_thread(
-    function: Callable[..., Any], takes_context: bool, executor: Executor, event: Any, context: Context[Any]
+    function: Callable[..., Any], takes_context: bool, place: Place, event: Any, context: Context[Any]
 ) -> Any:
     """Run a ``def`` handler in a worker thread, in a copy of this task's context variables."""
     loop = asyncio.get_running_loop()
     arguments = (event, SyncContext[Any](context, loop)) if takes_context else (event,)
-    return await loop.run_in_executor(executor, _told, contextvars.copy_context(), function, arguments)
+    around = (
+        nullcontext() if place.around is None or context.unit is None else place.around.around_in_thread(context.unit)
+    )
+    return await loop.run_in_executor(place.executor, _told, contextvars.copy_context(), function, arguments, around)
 
 
-def _told(variables: contextvars.Context, function: Callable[..., Any], arguments: Sequence[Any]) -> Any:
+def _told(
+    variables: contextvars.Context,
+    function: Callable[..., Any],
+    arguments: Sequence[Any],
+    around: AbstractContextManager[None],
+) -> Any:
     """Call *function* with its *variables*. A `StopIteration` becomes another error: no future can hold one, and the
     caller would wait for ever."""
     try:
-        return variables.run(function, *arguments)
+        with around:
+            return variables.run(function, *arguments)
     except StopIteration as error:
         raise RuntimeError("the handler raised StopIteration") from error

@@ -118,7 +118,7 @@ async def running(
             service,
             codec_for=parts.codec_for,
             capabilities=transport.capabilities,
-            has_store=store is not None,
+            store=store,
             executor=executor,
         )
         names = [name for topics in plan.topics.values() for name in topics]

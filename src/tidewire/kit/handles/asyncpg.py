@@ -18,6 +18,11 @@ class AsyncpgConnection:
     def __init__(self, connection: Any) -> None:
         self._connection = connection
 
+    @property
+    def connection(self) -> object:
+        """The driver's connection, without the proxy that a pool puts around it."""
+        return getattr(self._connection, "_con", self._connection)
+
     async def begun(self) -> AsyncSql:
         """Refuse a connection outside of `transaction()`: asyncpg commits each statement then."""
         if not self._connection.is_in_transaction():

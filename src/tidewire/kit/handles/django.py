@@ -22,6 +22,11 @@ class DjangoConnection:
         """What Django calls the vendor of the database."""
         return str(self._connection.vendor)
 
+    @property
+    def connection(self) -> object:
+        """The driver's connection."""
+        return self._connection.connection
+
     def begun(self) -> SyncSql:
         """Refuse a connection outside of ``transaction.atomic()`` that commits each statement."""
         if not self._connection.in_atomic_block and self._connection.get_autocommit():

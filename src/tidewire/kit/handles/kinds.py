@@ -24,7 +24,7 @@ _ASYNC: Mapping[str, Callable[[object], AsyncHandle]] = {
     "psycopg.AsyncConnection": AsyncPsycopgConnection,
     "sqlalchemy.ext.asyncio.engine.AsyncConnection": AsyncAlchemyConnection,
     "sqlalchemy.ext.asyncio.session.AsyncSession": AsyncAlchemySession,
-    "sqlalchemy.ext.asyncio.scoping.async_scoped_session": AsyncAlchemySession,
+    "sqlalchemy.ext.asyncio.scoping.async_scoped_session": AsyncAlchemySession.scoped,
 }
 _SYNC: Mapping[str, Callable[[object], SyncHandle]] = {
     "django.db.backends.base.base.BaseDatabaseWrapper": DjangoConnection,
@@ -32,7 +32,7 @@ _SYNC: Mapping[str, Callable[[object], SyncHandle]] = {
     "psycopg.Connection": PsycopgConnection,
     "sqlalchemy.engine.base.Connection": AlchemyConnection,
     "sqlalchemy.orm.session.Session": AlchemySession,
-    "sqlalchemy.orm.scoping.scoped_session": AlchemySession,
+    "sqlalchemy.orm.scoping.scoped_session": AlchemySession.scoped,
     "sqlite3.Connection": SqliteConnection,
 }
 

@@ -18,6 +18,11 @@ class PsycopgConnection:
     def __init__(self, connection: Any) -> None:
         self._connection = connection
 
+    @property
+    def connection(self) -> object:
+        """The driver's connection."""
+        return self._connection
+
     def begun(self) -> SyncSql:
         """Refuse autocommit outside of `transaction()`; else the first statement begins."""
         _check_begun(self._connection, "with")
@@ -40,6 +45,11 @@ class AsyncPsycopgConnection:
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
+
+    @property
+    def connection(self) -> object:
+        """The driver's connection."""
+        return self._connection
 
     async def begun(self) -> AsyncSql:
         """As `PsycopgConnection.begun`."""

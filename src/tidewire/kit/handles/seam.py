@@ -18,6 +18,11 @@ class AsyncSql(Protocol):
         """The database's name."""
         ...
 
+    @property
+    def connection(self) -> object:
+        """The driver's own connection, which leads to one database as long as it lives."""
+        ...
+
     async def rows(self, sql: str, parameters: Sequence[Any] = ()) -> Sequence[tuple[Any, ...]]:
         """Run one statement, whose parameters are ``$1``, ``$2`` …, and return its rows; none for what has none.
 
@@ -32,6 +37,11 @@ class SyncSql(Protocol):
     @property
     def dialect(self) -> str:
         """The database's name."""
+        ...
+
+    @property
+    def connection(self) -> object:
+        """The driver's own connection, which leads to one database as long as it lives."""
         ...
 
     def rows(self, sql: str, parameters: Sequence[Any] = ()) -> Sequence[tuple[Any, ...]]:

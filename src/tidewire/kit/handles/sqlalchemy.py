@@ -22,6 +22,11 @@ class AlchemyConnection:
         """SQLAlchemy's name of the database."""
         return str(self._connection.dialect.name)
 
+    @property
+    def connection(self) -> object:
+        """The driver's connection."""
+        return self._connection.connection.driver_connection
+
     def begun(self) -> SyncSql:
         """Refuse the isolation level AUTOCOMMIT; any other connection begins with its first statement."""
         _check_transactional(self._connection)
@@ -35,10 +40,15 @@ class AlchemyConnection:
 
 
 class AlchemySession:
-    """A `Session` or `scoped_session`; see `tidewire.kit.handles.seam.SyncHandle`."""
+    """A `Session`; see `tidewire.kit.handles.seam.SyncHandle`."""
 
     def __init__(self, session: Any) -> None:
         self._session = session
+
+    @classmethod
+    def scoped(cls, sessions: Any) -> AlchemySession:
+        """Return the session that a `scoped_session` has for this thread."""
+        return cls(sessions())
 
     def begun(self) -> SyncSql:
         """Take the session's connection, which begins as any statement of it would."""
@@ -57,6 +67,11 @@ class AsyncAlchemyConnection:
         """SQLAlchemy's name of the database."""
         return str(self._connection.dialect.name)
 
+    @property
+    def connection(self) -> object:
+        """The driver's connection."""
+        return self._connection.sync_connection.connection.driver_connection
+
     async def begun(self) -> AsyncSql:
         """As `AlchemyConnection.begun`."""
         _check_transactional(self._connection.sync_connection)
@@ -70,10 +85,15 @@ class AsyncAlchemyConnection:
 
 
 class AsyncAlchemySession:
-    """An `AsyncSession` or `async_scoped_session`; see `tidewire.kit.handles.seam.AsyncHandle`."""
+    """An `AsyncSession`; see `tidewire.kit.handles.seam.AsyncHandle`."""
 
     def __init__(self, session: Any) -> None:
         self._session = session
+
+    @classmethod
+    def scoped(cls, sessions: Any) -> AsyncAlchemySession:
+        """Return the session that an `async_scoped_session` has for this task."""
+        return cls(sessions())
 
     async def begun(self) -> AsyncSql:
         """As `AlchemySession.begun`."""

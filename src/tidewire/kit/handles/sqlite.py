@@ -19,6 +19,11 @@ class SqliteConnection:
     def __init__(self, connection: Any) -> None:
         self._connection = connection
 
+    @property
+    def connection(self) -> object:
+        """The driver's connection."""
+        return self._connection
+
     def begun(self) -> SyncSql:
         """Refuse a connection that commits each statement; any other begins with the first one that writes."""
         connection = self._connection

@@ -13,7 +13,7 @@ from tidewire.protocols import Clock, Unit
 from tidewire.stores.postgres.access import Access
 from tidewire.stores.postgres.unit import Core, own_unit
 
-__all__ = ["PostgresInbox"]
+__all__ = ["PostgresInbox", "packed"]
 
 Scope = tuple[str, str, int, str]
 _SCOPES_MAX = 10_000
@@ -79,13 +79,16 @@ class PostgresInbox:
         """Insert the mark with the seal of *unit*; a committed one makes that `AlreadyMarked`."""
         own = own_unit(unit, self._own_core)
         own.check_open()
-        key, event_id = _key(mark), packed(mark.event_id)
-        scope = self._scopes.get(key)
-        if scope is None:
-            scope = await self._made(key)
+        scope, event_id = await self.scope_of(mark), packed(mark.event_id)
         if not own.mark(scope, event_id):
             raise AlreadyMarked(f"{mark.group}.{mark.handler}: event {mark.event_id} is marked in this unit already")
         own.later((self._mark, (scope, self._clock.now_us(), event_id, digest)))
+
+    async def scope_of(self, mark: Mark) -> int:
+        """Return the number of the mark's scope, made where it is missing."""
+        key = _key(mark)
+        scope = self._scopes.get(key)
+        return await self._made(key) if scope is None else scope
 
     async def run_of(self, group: str) -> int:
         """Return the group's current run."""

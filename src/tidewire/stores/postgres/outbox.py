@@ -12,11 +12,13 @@ from datetime import timedelta
 
 import msgspec
 
+from tidewire.kit.handles import CallersUnit
 from tidewire.kit.postgres.wire import Statement
 from tidewire.model import Message, Stuck
 from tidewire.protocols import Clock, Unit
 from tidewire.stores.postgres.access import Access
-from tidewire.stores.postgres.events import COLUMNS, columns_of, message_of, number_of, part_of
+from tidewire.stores.postgres.callers import Identity, put_in_callers
+from tidewire.stores.postgres.events import COLUMNS, columns_of, message_of, notification, number_of, part_of
 from tidewire.stores.postgres.unit import Core, own_unit
 from tidewire.stores.postgres.wake import Wake
 
@@ -40,6 +42,7 @@ class PostgresOutbox:
         self._clock = clock
         self._poll = poll.total_seconds()
         self._core: Core | None = None
+        self.identity = Identity(access.place)
         self.wake = Wake(access)
         self.window: dict[int, Message] = {}
         self.due_at = float("inf")
@@ -78,11 +81,31 @@ class PostgresOutbox:
         """Insert rows with the seal of *unit*, in order."""
         assert self._core is not None, "attached when the store was opened"
         core = self._core
+        if isinstance(unit, CallersUnit):
+            await put_in_callers(unit, self.callers_statements(messages), self.identity)
+            return
         own = own_unit(unit, lambda: core)
-        now = self._clock.now_us()
-        leaving = [_at_once_if_due(message, now) for message in messages]
+        leaving = self.leaving(messages)
         self.statements(leaving)  # what cannot be a row is refused now
         own.leave(leaving)
+
+    def leaving(self, messages: Sequence[Message]) -> list[Message]:
+        """Return *messages*; those whose time has come have none any more."""
+        now = self._clock.now_us()
+        return [_at_once_if_due(message, now) for message in messages]
+
+    def callers_statements(self, messages: Sequence[Message]) -> Sequence[Statement]:
+        """Return what inserts *messages* in a caller's transaction, whose commit wakes the relays.
+
+        It is told in the same statement: duplicates of one transaction are one notification.
+        """
+        _, told = notification(self._access.place, [part_of(message) for message in messages])
+        done: list[Statement] = []
+        for sql, parameters in self.statements(self.leaving(messages)):
+            more = f"pg_notify(${len(parameters) + 1}::text, ${len(parameters) + 2}::text)"
+            returning = "," if " RETURNING " in sql else " RETURNING"
+            done.append((f"{sql}{returning} {more}", (*parameters, *told)))
+        return done
 
     def statements(self, messages: Sequence[Message]) -> Sequence[Statement]:
         """Return what inserts *messages*: one statement for those that may leave now, then one for those that may not.

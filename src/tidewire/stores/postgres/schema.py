@@ -63,6 +63,9 @@ _FIRST = (
     # Recurring runs: the rule in one line, when it is due next, and whose lease is on it.
     """CREATE TABLE {t}timetable (
     name text PRIMARY KEY, rule text NOT NULL, due bigint NOT NULL, owner text NOT NULL, until timestamptz NOT NULL)""",
+    # Which store this is: what is written through a caller's connection must be in the database that is relayed.
+    "CREATE TABLE {t}store (id uuid PRIMARY KEY DEFAULT gen_random_uuid())",
+    "INSERT INTO {t}store DEFAULT VALUES",
 )
 
 _MIGRATIONS: tuple[tuple[str, ...], ...] = (_FIRST,)

@@ -9,10 +9,11 @@ from datetime import timedelta
 from typing import Any
 
 from tidewire.clock import SystemClock
+from tidewire.kit.handles import CallersUnit, async_handle
 from tidewire.kit.postgres.place import PostgresPlace, postgres_place
 from tidewire.kit.postgres.pool import PostgresPool
 from tidewire.model import Guard
-from tidewire.protocols import Clock
+from tidewire.protocols import Clock, Unit
 from tidewire.stores.postgres.access import OLDEST_WRITE, Access
 from tidewire.stores.postgres.backlog import PostgresBacklog
 from tidewire.stores.postgres.inbox import PostgresInbox
@@ -20,6 +21,7 @@ from tidewire.stores.postgres.migrate import STORE_ERRORS, read_version, upgrade
 from tidewire.stores.postgres.outbox import PostgresOutbox
 from tidewire.stores.postgres.records import PostgresAttempts, PostgresHeldKeys, PostgresLanes, guard_sql
 from tidewire.stores.postgres.schema import check_version, index_name
+from tidewire.stores.postgres.statements import PostgresStatements
 from tidewire.stores.postgres.timetable import PostgresTimetable
 from tidewire.stores.postgres.tx import PostgresTx, SyncPostgresTx
 from tidewire.stores.postgres.unit import Core, PostgresUnit
@@ -58,6 +60,12 @@ class PostgresStore:
         self.inbox.attach(self._core)
         self.timetable.attach(self._core)
         self.outbox.attach(self._core)
+        self.statements = PostgresStatements(access, inbox=self.inbox, outbox=self.outbox, clock=clock)
+
+    @property
+    def tx_types(self) -> tuple[type | None, type | None]:
+        """What ``async def`` handlers and ``def`` handlers find in ``context.tx``."""
+        return PostgresTx, SyncPostgresTx
 
     def unit(self, guard: Guard | None = None, *, label: str = "") -> PostgresUnit:
         """Return a unit that has not begun; it takes a connection at its first statement, or for its seal."""
@@ -76,11 +84,12 @@ class PostgresStore:
         age = answers.rows()[0][0]
         return None if age is None else timedelta(microseconds=age)
 
-    def adopt_tx(self, tx: Any) -> PostgresUnit | None:
-        """Return the unit of a `PostgresTx` or `SyncPostgresTx` of this store."""
-        if isinstance(tx, PostgresTx | SyncPostgresTx) and tx.unit.core is self._core:
-            return tx.unit
-        return None
+    def adopt_tx(self, tx: Any) -> Unit | None:
+        """Return the unit of a `PostgresTx` or `SyncPostgresTx` of this store, or of another library's transaction."""
+        if isinstance(tx, PostgresTx | SyncPostgresTx):
+            return tx.unit if tx.unit.core is self._core else None
+        handle = async_handle(tx)
+        return None if handle is None else CallersUnit(tx, handle)
 
     async def close(self) -> None:
         """Wait a little for the units that have begun, then close every connection."""
@@ -112,6 +121,7 @@ async def open_postgres_store(
             if provision:
                 await upgrade(wire, store.place)
             check_version(store.place, await read_version(wire, store.place))
+        await store.outbox.identity.learn(store.access)
         async with waking(store.outbox.wake):
             yield store
     finally:

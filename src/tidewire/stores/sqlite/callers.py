@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from tidewire.errors import ConfigurationError
-from tidewire.kit.handles import CallersUnit, SyncHandle, describe, sync_handle
+from tidewire.kit.handles import CallersUnit, SyncHandle, async_handle, describe, sync_handle
 from tidewire.model import Message
 from tidewire.protocols import Clock
 from tidewire.stores.sqlite.rows import COLUMNS, leaving_row
+from tidewire.stores.sqlite.turns import Leaving
 
-__all__ = ["SqliteSyncOutbox", "put_in_callers"]
+__all__ = ["FILES", "SqliteSyncOutbox", "check_dialect", "check_file", "insertions", "put_in_callers"]
 
-_FILES = "PRAGMA database_list"
+FILES = "PRAGMA database_list"
 _ROWS_MAX = 1_000  # eight columns each: SQLite takes 32,766 parameters
 
 
@@ -34,10 +35,12 @@ class SqliteSyncOutbox:
 
     def put(self, tx: Any, messages: Sequence[Message]) -> None:
         """Insert rows in the caller's transaction, in order."""
-        statements = _statements(messages, self._clock.now_us())
+        now = self._clock.now_us()
+        statements = insertions([leaving_row(message, now) for message in messages])
         sql = _known(tx).begun()
-        _check_dialect(tx, sql.dialect, self._path)
-        _check_file(tx, sql.rows(_FILES), self._path)
+        what = f"publish(tx=…): this {describe(tx)}"
+        check_dialect(what, sql.dialect, self._path)
+        check_file(what, sql.rows(FILES), self._path)
         with _explained(self._path):
             for text, parameters in statements:
                 sql.rows(text, parameters)
@@ -45,27 +48,32 @@ class SqliteSyncOutbox:
 
 async def put_in_callers(unit: CallersUnit, messages: Sequence[Message], *, path: Path, now: int) -> None:
     """Insert rows of the store at *path* in a caller's transaction, in order; see `tidewire.protocols.Outbox.put`."""
-    statements = _statements(messages, now)
+    statements = insertions([leaving_row(message, now) for message in messages])
     sql = await unit.handle.begun()
-    _check_dialect(unit.tx, sql.dialect, path)
-    _check_file(unit.tx, await sql.rows(_FILES), path)
+    what = f"publish(tx=…): this {describe(unit.tx)}"
+    check_dialect(what, sql.dialect, path)
+    check_file(what, await sql.rows(FILES), path)
     for text, parameters in statements:
         await sql.rows(text, parameters)
 
 
 def _known(tx: Any) -> SyncHandle:
     handle = sync_handle(tx)
-    if handle is None:
+    if handle is not None:
+        return handle
+    if async_handle(tx) is not None:
         raise ConfigurationError(
-            f"publish(tx=…): a {describe(tx)} is not a transaction that synchronous code can write into",
-            hint="a sqlite3.Connection, SQLAlchemy's Session or Connection, or Django's connection",
+            f"publish(tx=…): a {describe(tx)} is awaited",
+            hint="publish with `await publisher.publish(event, tx=…)` of a publisher that is opened with the store",
         )
-    return handle
+    raise ConfigurationError(
+        f"publish(tx=…): a {describe(tx)} is not a transaction that synchronous code can write into",
+        hint="a sqlite3.Connection, SQLAlchemy's Session or Connection, or Django's connection",
+    )
 
 
-def _statements(messages: Sequence[Message], now: int) -> list[tuple[str, list[Any]]]:
-    """Return the statements that insert *messages*: one for what may leave now, one for what may not."""
-    rows = [leaving_row(message, now) for message in messages]
+def insertions(rows: Sequence[Leaving]) -> list[tuple[str, list[Any]]]:
+    """Return the statements that insert *rows*: one for what may leave now, one for what may not."""
     found: list[tuple[str, list[Any]]] = []
     for start in range(0, len(rows), _ROWS_MAX):
         some = rows[start : start + _ROWS_MAX]
@@ -86,16 +94,17 @@ def _insert(table: str, columns: str, rows: Sequence[tuple[Any, ...]]) -> list[t
     return [(f"INSERT INTO {table} ({columns}) VALUES {places}", [*chain.from_iterable(rows)])]
 
 
-def _check_dialect(tx: Any, dialect: str, path: Path) -> None:
+def check_dialect(what: str, dialect: str, path: Path) -> None:
+    """Refuse what is no SQLite at all."""
     if dialect != "sqlite":
         raise ConfigurationError(
-            f"publish(tx=…): this {describe(tx)} is to a database of {dialect}, the store is {path}",
+            f"{what} is to a database of {dialect}, the store is {path}",
             hint="event and data commit together in one database only: the one that the service's store is in",
         )
 
 
-def _check_file(tx: Any, files: Sequence[tuple[Any, ...]], path: Path) -> None:
-    """Refuse a connection whose main file is not the store's."""
+def check_file(what: str, files: Sequence[tuple[Any, ...]], path: Path) -> None:
+    """Refuse *what*, whose main file is not the store's."""
     place = next((os.fsdecode(place) for _, name, place in files if os.fsdecode(name) == "main"), "")
     try:
         same = bool(place) and os.path.samefile(place, path)
@@ -103,7 +112,7 @@ def _check_file(tx: Any, files: Sequence[tuple[Any, ...]], path: Path) -> None:
         same = False
     if not same:
         raise ConfigurationError(
-            f"publish(tx=…): this {describe(tx)} is to {place or 'a database in memory'}, the store is {path}",
+            f"{what} is to {place or 'a database in memory'}, the store is {path}",
             hint="event and data commit together in one database only: the one that the service's store is in",
         )
 

@@ -87,6 +87,10 @@ class SqliteOutbox:
             self.window.update({one.row: one.message for one in leaving if one.due is None})
         self._committed.set()
 
+    def nudge(self) -> None:
+        """Rows have been committed past this store's own units: let the relay look."""
+        self._committed.set()
+
     async def wait(self, longest: timedelta) -> bool:
         """Wait for a commit of this process, one of another (looked for every *poll*), or a due time."""
         loop = asyncio.get_running_loop()

@@ -21,6 +21,7 @@ from tidewire.stores.sqlite.outbox import SqliteBacklog, SqliteOutbox
 from tidewire.stores.sqlite.reading import Reader
 from tidewire.stores.sqlite.records import SqliteAttempts, SqliteHeldKeys, SqliteLanes
 from tidewire.stores.sqlite.schema import STORE
+from tidewire.stores.sqlite.statements import SqliteStatements
 from tidewire.stores.sqlite.timetable import SqliteTimetable
 from tidewire.stores.sqlite.turns import Turns
 from tidewire.stores.sqlite.unit import SqliteTx, SqliteUnit, SyncSqliteTx
@@ -48,6 +49,12 @@ class SqliteStore:
         self.attempts = SqliteAttempts(reader, self.unit)
         self.held = SqliteHeldKeys(reader, self.unit)
         self.lanes = SqliteLanes(self.unit)
+        self.statements = SqliteStatements(self.file.path, clock, self.outbox.nudge)
+
+    @property
+    def tx_types(self) -> tuple[type | None, type | None]:
+        """What ``async def`` handlers and ``def`` handlers find in ``context.tx``."""
+        return SqliteTx, SyncSqliteTx
 
     def unit(self, guard: Guard | None = None, *, label: str = "") -> SqliteUnit:
         """Return a unit that has not begun; *label* names whose turns are timed together."""
