@@ -8,7 +8,6 @@ from __future__ import annotations
 import difflib
 import os
 import re
-import tomllib
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
@@ -21,6 +20,7 @@ import msgspec
 
 from tidewire.clock import SystemClock
 from tidewire.errors import ConfigurationError, MissingExtra, StoreRefused, TransportRefused
+from tidewire.kit.settings_file import settings_in
 from tidewire.protocols import BrokerLook, Clock, Store, StoreLook, StoreTables, Transport
 from tidewire.rules.findings import Section
 
@@ -122,7 +122,7 @@ def settings_and_origins(
     values: dict[str, object] = dict(assumed or {})
     origins: dict[str, str] = {}
     known = {field.name: field for field in msgspec.structs.fields(Settings)}
-    sources = [_from_file(directory or Path.cwd(), problems), _from_environment(environ, problems)]
+    sources = [settings_in(directory or Path.cwd(), problems), _from_environment(environ, problems)]
     sources.append({name: (value, "the command line") for name, value in given.items() if value is not None})
     for source in sources:
         for name, (value, where) in source.items():
@@ -456,23 +456,6 @@ def _from_environment(environ: Mapping[str, str], problems: list[str]) -> dict[s
             setting = setting.removesuffix("_file")
         found[setting] = (value, name)
     return found
-
-
-def _from_file(directory: Path, problems: list[str]) -> dict[str, tuple[object, str]]:
-    for name, section in (("tidewire.toml", ()), ("pyproject.toml", ("tool", "tidewire"))):
-        path = directory / name
-        if not path.is_file():
-            continue
-        try:
-            table = tomllib.loads(path.read_text())
-        except (tomllib.TOMLDecodeError, OSError, UnicodeDecodeError) as error:
-            problems.append(f"{name}: {error}")
-            continue
-        for part in section:
-            table = table.get(part, {})
-        if table:
-            return {key: (value, name) for key, value in table.items()}
-    return {}
 
 
 def _impossible(values: Mapping[str, object]) -> list[str]:
