@@ -14,3 +14,11 @@ class TestKafkaModel(TransportConformance):
     def site(self, directory: Path) -> Site:
         """Return a server of the test's own."""
         return model_site("kafka")
+
+
+class TestJetStreamModel(TransportConformance):
+    """The JetStream-like model, as a transport."""
+
+    def site(self, directory: Path) -> Site:
+        """Return a server of the test's own."""
+        return model_site("jetstream")

@@ -114,7 +114,7 @@ class Intake:
         while True:
             check()
             heard = self.bell.rings
-            if found := self._ready(limit):
+            if (self.kept or limit <= 0) and (found := self._ready(limit)):
                 return found
             if limit > 0:
                 if self._running is None:

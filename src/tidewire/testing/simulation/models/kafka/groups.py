@@ -58,6 +58,7 @@ class Coordinator:
     def join(self, name: str, member: str, topics: Sequence[str], *, session: int) -> None:
         """Let a member in; it is out when it was silent for *session* nanoseconds."""
         group = self._group(name)
+        group.members.pop(member, None)
         new = group.members[member] = _Member(topics, session)
         new.deadline = self._clock.ticks() + session
         self._rebalance(group)
@@ -141,11 +142,14 @@ class Coordinator:
         return group.members[name]
 
     def _rebalance(self, group: _Group) -> None:
-        """Share out every topic in ranges, so that equal partitions of topics of equal length go to one member."""
+        """Share out every topic in ranges, so that equal partitions of topics of equal length go to one member.
+
+        Members have their places in the order in which they came.
+        """
         group.epoch += 1
         targets: dict[str, set[Place]] = {name: set() for name in group.members}
         for topic in sorted({topic for member in group.members.values() for topic in member.topics}):
-            readers = sorted(name for name, member in group.members.items() if topic in member.topics)
+            readers = [name for name, member in group.members.items() if topic in member.topics]
             count = self._counts.get(topic, 0)
             for number in range(count):
                 targets[readers[number * len(readers) // count]].add((topic, number))

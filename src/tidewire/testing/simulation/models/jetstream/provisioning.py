@@ -1,0 +1,87 @@
+"""Creating streams, and for each group its channels and a consumer for each lane."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from tidewire.model import Change, DeadChannel, GroupSpec, InboxChannel, TopicSpec
+from tidewire.testing.simulation.models.jetstream.names import stream_of
+from tidewire.testing.simulation.models.jetstream.server import JetStreamServer
+from tidewire.testing.simulation.models.jetstream.streams import Settings
+from tidewire.testing.simulation.models.links import Link
+
+__all__ = ["provision"]
+
+
+async def provision(
+    server: JetStreamServer, link: Link, topics: Sequence[TopicSpec], *, groups: Sequence[GroupSpec], dry_run: bool
+) -> list[Change]:
+    """Create what is missing; one change per topic and per group, in order."""
+    there = dict(await link.call(server.describe))
+    changes = [await _topic(server, link, spec, there=there, dry_run=dry_run) for spec in topics]
+    known = there.keys() | {spec.name for spec in topics}
+    return changes + [
+        await _group(server, link, spec, there=there, known=frozenset(known), dry_run=dry_run) for spec in groups
+    ]
+
+
+async def _topic(
+    server: JetStreamServer, link: Link, spec: TopicSpec, *, there: dict[str, Settings], dry_run: bool
+) -> Change:
+    what = f"topic {spec.name}"
+    wanted = Settings(lanes=spec.lanes, retention=spec.retention, size_max=spec.size_bytes_max)
+    if spec.name in there:
+        found = there[spec.name]
+        pairs = {
+            "lanes": (found.lanes, wanted.lanes),
+            "retention": (found.retention, wanted.retention),
+            "size_bytes_max": (found.size_max, wanted.size_max),
+        }
+        differ = [f"{name} is {one}, not {other}" for name, (one, other) in pairs.items() if one != other]
+        return Change("conflict", what, "; ".join(differ)) if differ else Change("unchanged", what)
+    if spec.lanes < 1:
+        return Change("conflict", what, "a topic needs at least one lane")
+    if not dry_run:
+        there[spec.name] = wanted
+        if not await link.call(server.create, spec.name, wanted):
+            return Change("unchanged", what)
+    return Change("create", what)
+
+
+async def _group(
+    server: JetStreamServer,
+    link: Link,
+    spec: GroupSpec,
+    *,
+    there: Mapping[str, Settings],
+    known: frozenset[str],
+    dry_run: bool,
+) -> Change:
+    what = f"group {spec.name}"
+    if missing := [topic for topic in spec.topics if topic not in known]:
+        return Change("conflict", what, f"there is no topic {', '.join(missing)}")
+    inboxes = {topic: stream_of(InboxChannel(topic, spec.name)) for topic in spec.topics}
+    other = [topic for topic, inbox in inboxes.items() if inbox in there and there[inbox].start != spec.start]
+    if other:
+        return Change("conflict", what, f"it began at {there[inboxes[other[0]]].start} of {', '.join(other)}")
+    new = [topic for topic, inbox in inboxes.items() if inbox not in there]
+    made = dry_run
+    for topic in [] if dry_run else spec.topics:
+        made |= await _begin(server, link, topic, spec=spec, lanes=there[topic].lanes)
+    if not new or not made:
+        return Change("unchanged", what)
+    return Change("create", what, f"reads {', '.join(new)}")
+
+
+async def _begin(server: JetStreamServer, link: Link, topic: str, *, spec: GroupSpec, lanes: int) -> bool:
+    """Let a group begin on a topic, or go on with what somebody began who died of it; True if this made its inbox.
+
+    Its consumers of the topic come first: who has an inbox channel, by which it is known, misses nothing.
+    """
+    inbox = stream_of(InboxChannel(topic, spec.name))
+    subjects = {f"{spec.name}.{number}": str(number) for number in range(lanes)}
+    await link.call(server.ensure, topic, subjects, latest=spec.start == "latest")
+    await link.call(server.create, stream_of(DeadChannel(topic, spec.name)), Settings())
+    made = await link.call(server.create, inbox, Settings(lanes=lanes, start=spec.start, work=True))
+    await link.call(server.ensure, inbox, subjects, latest=False)
+    return made
