@@ -6,15 +6,20 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from datetime import timedelta
+from math import inf
 from typing import Any, TypeVar
 
-from tidewire.errors import TidewireError
+from tidewire.errors import TidewireError, TransportUnavailable
 from tidewire.model import Delivery, LaneEvent
 
 __all__ = ["Bell", "Crew", "Intake"]
 
 
 T = TypeVar("T")
+_AGAIN = 0.05
+"""Seconds until a fetch without an answer is tried again."""
+_PATIENCE = 2.0
+"""Seconds for which that may go on before the caller hears of it."""
 
 
 class Bell:
@@ -80,7 +85,7 @@ class Intake:
 
     *fetch* asks the server for up to so many deliveries; it runs as a task of its own, so that cancelling a receive
     loses nothing: what it brings is kept for the next one. *due* says in how many seconds to ask again though no
-    bell has rung; None if only news matter.
+    bell has rung; None if only news matter. A fetch that has no answer is tried again for a while.
     """
 
     def __init__(
@@ -97,6 +102,7 @@ class Intake:
         self._fetch = fetch
         self._due = due
         self._running: asyncio.Task[Sequence[Delivery]] | None = None
+        self._failing_since = inf
 
     def tell(self, event: LaneEvent) -> None:
         """Let the caller hear of a lane."""
@@ -113,7 +119,7 @@ class Intake:
         end = loop.time() + wait.total_seconds()
         while True:
             check()
-            heard = self.bell.rings
+            heard, answered = self.bell.rings, True
             if (self.kept or limit <= 0) and (found := self._ready(limit)):
                 return found
             if limit > 0:
@@ -123,15 +129,27 @@ class Intake:
                 await asyncio.wait({running})
                 if self._running is running:
                     self._running = None
-                    self.kept += running.result()
+                    answered = self._brought(running, loop.time())
                 check()
                 if found := self._ready(limit):
                     return found
             rest = end - loop.time()
             if rest <= 0:
                 return []
-            due = self._due() if limit > 0 else None
+            due = None if limit <= 0 else self._due() if answered else _AGAIN
             await self.bell.wait(heard, rest if due is None else min(rest, max(due, 0.001)))
+
+    def _brought(self, fetched: asyncio.Task[Sequence[Delivery]], now: float) -> bool:
+        """Keep what was fetched; False if there was no answer, which is told to the caller when it goes on so."""
+        try:
+            self.kept += fetched.result()
+        except TransportUnavailable:
+            self._failing_since = min(self._failing_since, now)
+            if now - self._failing_since > _PATIENCE:
+                raise
+            return False
+        self._failing_since = inf
+        return True
 
     def drop(self, lane: str) -> list[Delivery]:
         """Take back what is kept of a lane."""

@@ -57,7 +57,7 @@ class Ownership:
             self.kick.ring()
 
     async def begin(self) -> None:
-        """Join: look for lanes at once."""
+        """Join; `live` looks for lanes at once."""
         settings = await self._link.call(self._server.describe)
         self._counts = {topic: settings[topic].lanes for topic in self._subscription.topics}
         group, seconds = self._subscription.group, self._subscription.lease.total_seconds()
@@ -69,7 +69,6 @@ class Ownership:
             for consumer in (f"{group}.{number}" for number in range(count))
         ]
         await self._link.call(self._server.patience, consumers, seconds)
-        await self._tick()
 
     async def live(self) -> None:
         """Renew, look, take and let go, until cancelled."""

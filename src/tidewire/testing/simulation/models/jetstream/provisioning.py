@@ -18,10 +18,14 @@ async def provision(
 ) -> list[Change]:
     """Create what is missing; one change per topic and per group, in order."""
     there = dict(await link.call(server.describe))
+    consumers = await link.call(server.consumers) if groups else {}
     changes = [await _topic(server, link, spec, there=there, dry_run=dry_run) for spec in topics]
     known = there.keys() | {spec.name for spec in topics}
     return changes + [
-        await _group(server, link, spec, there=there, known=frozenset(known), dry_run=dry_run) for spec in groups
+        await _group(server, link, spec, there=there, known=frozenset(known), dry_run=dry_run)
+        if not _complete(spec, there, consumers)
+        else Change("unchanged", f"group {spec.name}")
+        for spec in groups
     ]
 
 
@@ -66,11 +70,23 @@ async def _group(
         return Change("conflict", what, f"it began at {there[inboxes[other[0]]].start} of {', '.join(other)}")
     new = [topic for topic, inbox in inboxes.items() if inbox not in there]
     made = dry_run
-    for topic in [] if dry_run else spec.topics:
+    for topic in () if dry_run else spec.topics:
         made |= await _begin(server, link, topic, spec=spec, lanes=there[topic].lanes)
     if not new or not made:
         return Change("unchanged", what)
     return Change("create", what, f"reads {', '.join(new)}")
+
+
+def _complete(spec: GroupSpec, there: Mapping[str, Settings], consumers: Mapping[str, frozenset[str]]) -> bool:
+    """Whether the group has all that it needs on every topic, and began where it should."""
+    for topic in spec.topics:
+        inbox = stream_of(InboxChannel(topic, spec.name))
+        if topic not in there or inbox not in there or there[inbox].start != spec.start:
+            return False
+        wanted = {f"{spec.name}.{number}" for number in range(there[topic].lanes)}
+        if not wanted <= consumers[topic] or not wanted <= consumers[inbox]:
+            return False
+    return True
 
 
 async def _begin(server: JetStreamServer, link: Link, topic: str, *, spec: GroupSpec, lanes: int) -> bool:

@@ -117,6 +117,7 @@ class JetStreamReceiver:
                 numbers.setdefault(lane.of(delivery.message).who, []).append(int(delivery.position))
         if numbers:
             await self._link.call(self._server.ack, numbers)
+            self._own.check_lease()  # the answer may have come late
         settlements: list[Settlement] = []
         for delivery in deliveries:
             lane = self._find(delivery)
@@ -140,6 +141,7 @@ class JetStreamReceiver:
             await self._own.write(lane)
         for (who, delay), numbers in delays.items():
             await self._link.call(self._server.nak, who, sorted(numbers), delay=delay)
+        self._own.check_lease()
         for one, lane in mine:
             channel = lane.of(one.delivery.message)
             channel.forget(int(one.delivery.position))

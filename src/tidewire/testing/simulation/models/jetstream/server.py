@@ -90,6 +90,10 @@ class JetStreamServer(Server):
         """Return how every stream was made."""
         return {name: stream.settings for name, stream in self.streams.items()}
 
+    def consumers(self) -> Mapping[str, frozenset[str]]:
+        """Return the names of every stream's consumers."""
+        return {name: frozenset(stream.consumers) for name, stream in self.streams.items()}
+
     def publish(self, posts: Sequence[Post]) -> list[PubAck]:
         """Store posts that came one behind another on one connection; each is answered for itself."""
         return [self._store(post) for post in posts]

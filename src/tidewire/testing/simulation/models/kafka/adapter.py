@@ -88,9 +88,7 @@ class KafkaClient:
     ) -> Sequence[Change]:
         """Create topics, and for each group its channels and the offsets it begins at."""
         self.check()
-        changes = await provision(self.server, self.link, topics, groups=groups, dry_run=dry_run)
-        self._logs = await self.link.call(self.server.describe)
-        return changes
+        return await provision(self.server, self.link, topics, groups=groups, dry_run=dry_run)
 
     async def publish(self, messages: Sequence[Message]) -> Sequence[Receipt]:
         """Send *messages* in batches, one for each partition."""

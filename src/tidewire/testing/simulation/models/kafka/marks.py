@@ -50,6 +50,7 @@ class Marks:
         self.done: set[int] = set()
         self.out: dict[int, Record] = {}
         self.changed = False
+        self.unsure: set[int] = set()  # settled, and not known to be committed
         self._returned: list[tuple[int, Record]] = []  # a heap: what comes back keeps its order
         self._waiting: list[tuple[int, int, Record]] = []  # a heap by the time it is due
         self._fresh: deque[Record] = deque()
@@ -85,6 +86,18 @@ class Marks:
         if offset in self.out:
             return chr(_OUT + attempt)
         return chr((_SUSPECT if offset in self.suspects else _IDLE) + attempt)
+
+    def confirmed(self, committed: Committed) -> None:
+        """Hear that this was stored: what is settled in it is settled for good."""
+        base, text = committed
+        self.unsure = {
+            one for one in self.unsure if one >= base and (one - base >= len(text) or text[one - base] != _DONE)
+        }
+
+    @property
+    def unsettled(self) -> int:
+        """How many are out, or settled and not known to be committed."""
+        return len(self.out) + len(self.unsure)
 
     # --- reading ----------------------------------------------------------------------------------------------
 
@@ -157,7 +170,8 @@ class Marks:
 
     def settle(self, offset: int) -> None:
         """Be done with what is out, or with what was taken out as stuck."""
-        self.out.pop(offset, None)
+        if self.out.pop(offset, None) is not None:
+            self.unsure.add(offset)
         self.attempts.pop(offset, None)
         self.suspects.discard(offset)
         self.done.add(offset)

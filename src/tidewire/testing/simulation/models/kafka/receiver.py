@@ -204,7 +204,9 @@ class KafkaReceiver:
                     for marks in changed:
                         marks.changed |= not stored
                 if stored:
-                    return True
+                    for marks in changed:
+                        marks.confirmed(offsets[marks.place])
+                    return not self._overdue()  # the answer may have come late
                 # An answer of the coordinator may have been lost, and with it an epoch.
                 if last or not await self._beat():
                     break
@@ -238,7 +240,7 @@ class KafkaReceiver:
 
     @property
     def _in_flight(self) -> int:
-        return sum(len(marks.out) for lane in self._lanes.values() for marks in lane.both)
+        return sum(marks.unsettled for lane in self._lanes.values() for marks in lane.both)
 
     def _open(self) -> list[Lane]:
         return [lane for lane in self._lanes.values() if not lane.paused and lane.deadline is None]
@@ -387,13 +389,13 @@ class KafkaReceiver:
                 if not self._joined:
                     await self._begin()
                 await self._let_go()
+                await self._commit([marks for lane in self._lanes.values() for marks in lane.both if marks.unsure])
                 async with self._lock:
                     if not await self._beat():
                         self._fence()
                         continue
                 await self._take_over()
-            if self._joined and self._server.clock.ticks() - self._heard_at > self._session:
-                self._fence()  # nobody has heard of us for a whole session
+            self._overdue()
             await self._kick.wait(heard, min(interval, self._until_deadline()))
 
     async def _beat(self) -> bool:
@@ -410,6 +412,13 @@ class KafkaReceiver:
         self._heard_at = asked_at
         self._told = told
         return True
+
+    def _overdue(self) -> bool:
+        """Whether nobody has heard of us for a whole session; then we are out."""
+        late = self._joined and self._server.clock.ticks() - self._heard_at > self._session
+        if late:
+            self._fence()
+        return late
 
     def _fence(self) -> None:
         """We are out: every lane is lost."""
