@@ -86,6 +86,7 @@ class Intake:
     *fetch* asks the server for up to so many deliveries; it runs as a task of its own, so that cancelling a receive
     loses nothing: what it brings is kept for the next one. *due* says in how many seconds to ask again though no
     bell has rung; None if only news matter. A fetch that has no answer is tried again for a while.
+    *mine* says whether what was fetched is still to be handed out: its lane may be lost since.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class Intake:
         fetch: Callable[[int], Coroutine[Any, Any, Sequence[Delivery]]],
         *,
         due: Callable[[], float | None] = lambda: None,
+        mine: Callable[[Delivery], bool] = lambda delivery: True,
     ) -> None:
         self.bell = Bell()
         self.events: list[LaneEvent] = []
@@ -101,6 +103,7 @@ class Intake:
         self._crew = crew
         self._fetch = fetch
         self._due = due
+        self._mine = mine
         self._running: asyncio.Task[Sequence[Delivery]] | None = None
         self._failing_since = inf
 
@@ -142,7 +145,7 @@ class Intake:
     def _brought(self, fetched: asyncio.Task[Sequence[Delivery]], now: float) -> bool:
         """Keep what was fetched; False if there was no answer, which is told to the caller when it goes on so."""
         try:
-            self.kept += fetched.result()
+            self.kept += [one for one in fetched.result() if self._mine(one)]
         except TransportUnavailable:
             self._failing_since = min(self._failing_since, now)
             if now - self._failing_since > _PATIENCE:

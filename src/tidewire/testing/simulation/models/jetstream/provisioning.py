@@ -18,7 +18,9 @@ async def provision(
 ) -> list[Change]:
     """Create what is missing; one change per topic and per group, in order."""
     there = dict(await link.call(server.describe))
-    consumers = await link.call(server.consumers) if groups else {}
+    consumers: Mapping[str, frozenset[str]] = {}
+    if groups:
+        consumers = await link.call(server.consumers)
     changes = [await _topic(server, link, spec, there=there, dry_run=dry_run) for spec in topics]
     known = there.keys() | {spec.name for spec in topics}
     return changes + [

@@ -42,7 +42,7 @@ class JetStreamReceiver:
         self._publisher = publisher
         self._check_client = check
         self._crew = Crew()
-        self._intake = Intake(self._crew, self._hand_out, due=self._due)
+        self._intake = Intake(self._crew, self._hand_out, due=self._due, mine=self._is_mine)
         self._own = Ownership(server, link, subscription=subscription, intake=self._intake)
         self._turn = 0
         self._state: Literal["active", "leaving", "left"] = "active"
@@ -103,6 +103,9 @@ class JetStreamReceiver:
             raise TransportClosed(f"{self._subscription.group}: the group was left")
 
     # --- settling ---------------------------------------------------------------------------------------------
+
+    def _is_mine(self, delivery: Delivery) -> bool:
+        return self._find(delivery) is not None
 
     def _find(self, delivery: Delivery) -> Lane | None:
         lane = self._own.lanes.get(delivery.lane)

@@ -59,7 +59,7 @@ class KafkaReceiver:
         self._publish = publish
         self._check_client = check
         self._crew = Crew()
-        self._intake = Intake(self._crew, self._hand_out, due=self._due)
+        self._intake = Intake(self._crew, self._hand_out, due=self._due, mine=self._is_mine)
         self._lock = asyncio.Lock()  # one request to the coordinator at a time, so that each knows the epoch
         self._lanes: dict[str, Lane] = {}
         self._epoch = 0
@@ -126,6 +126,9 @@ class KafkaReceiver:
             raise TransportClosed(f"{self._subscription.group}: the group was left")
 
     # --- settling ---------------------------------------------------------------------------------------------
+
+    def _is_mine(self, delivery: Delivery) -> bool:
+        return self._find(delivery) is not None
 
     def _find(self, delivery: Delivery) -> Lane | None:
         lane = self._lanes.get(delivery.lane)
