@@ -12,7 +12,7 @@ import logging
 from collections.abc import Sequence
 from datetime import timedelta
 
-from tidewire.errors import LaneFenced, PublishRejected, StoreUnavailable, TransportUnavailable
+from tidewire.errors import LaneFenced, PublishRejected, StoreUnavailable, TransactionLost, TransportUnavailable
 from tidewire.model import (
     DeadLetter,
     Delivery,
@@ -253,8 +253,8 @@ class Consumer:
         return self._outage.paused or self._stopping.is_set()
 
     def special(self, work: Work) -> bool:
-        """Whether *work* needs more than its handlers: a suspect, a known event, a verdict, or some key is held."""
-        return work.alone or work.verdict is not None or not work.todo or bool(self._holds.keys)
+        """Whether *work* needs more than its handlers: it ran before, a suspect, known, a verdict, or keys are held."""
+        return work.ran or work.alone or work.verdict is not None or not work.todo or bool(self._holds.keys)
 
     async def prepare(self, work: Work) -> bool:
         """Deal with what needs more than a handler; True if *work* is to be run."""
@@ -284,7 +284,7 @@ class Consumer:
         if work.discarded:
             work.held_row = work.delivery.message.id if self._store is not None and work.key is not None else ""
             return None
-        if self._holds.holds(work):  # what has taken effect since it came in is not to wait, nor to be held
+        if work.ran or self._holds.holds(work):  # what has taken effect since is not to run, to wait, or to be held
             await self._pipeline.look_again(work)
         follow = await self._holds.follow(work, soonest=self._due_after(_LATE))
         if follow is not None:
@@ -326,6 +326,7 @@ class Consumer:
             await self._give_up(work, outcome, hold=hold)
 
     async def _retry(self, work: Work, outcome: RetryLater) -> None:
+        work.ran = True
         self._notes.retried(work, outcome)
         now = self._loop.time()
         seconds = outcome.delay.total_seconds()
@@ -394,8 +395,7 @@ class Consumer:
         return all(bound.on_dead_letter == "hold_key" for bound in (work.route.handlers if work.route else ()))
 
     def _unavailable(self, work: Work, error: BaseException) -> None:
-        self._schedule.back(work)
-        self._outage.begin(error)
+        self.again(work, error, alone=isinstance(error, TransactionLost))
 
     def down(self, error: BaseException) -> None:
         """Something that everybody needs is down: pause."""
@@ -435,8 +435,9 @@ class Consumer:
         if self._schedule.has_ready:
             self._workers.wake()
 
-    def again(self, work: Work, error: Exception, *, alone: bool) -> None:
-        """Nothing of the work is stored: run it again, uncounted."""
+    def again(self, work: Work, error: BaseException, *, alone: bool) -> None:
+        """Nothing of the work is stored, as far as we know: run it again, uncounted."""
+        work.ran = True
         work.alone = work.alone or alone
         self._schedule.back(work)
         if alone:

@@ -24,15 +24,15 @@ class Work:
     attempts so far; *stored*: whether the store remembers something of it. *held_row*: the event id of its row among
     the held keys, to be freed when it is handled. *passed*: how many events had been settled when it was first held.
     *single*: it was in a batch that failed, so it runs in none. *started*: its start as a suspect was written down in
-    this life. *original*: the delivery with the bytes and headers that came, where *delivery* was unwrapped from them.
-    *cancellable*: its handlers are running, so that a timeout may cancel them. *context*: what they were
-    given last.
+    this life. *ran*: it ran before in this life, and whether that took effect may not be known. *original*: the
+    delivery with the bytes and headers that came, where *delivery* was unwrapped from them. *cancellable*: its handlers
+    are running, so that a timeout may cancel them. *context*: what they were given last.
     """
 
     __slots__ = (
         "alone", "cancellable", "context", "delivery", "discarded", "failure", "gone", "held_row", "held_since", "key",
-        "original", "outgoing", "passed", "retry_at", "route", "single", "started", "state", "stored", "timed_out",
-        "todo", "verdict",
+        "original", "outgoing", "passed", "ran", "retry_at", "route", "single", "started", "state", "stored",
+        "timed_out", "todo", "verdict",
     )  # fmt: skip
 
     def __init__(self, delivery: Delivery, key: Key | None) -> None:
@@ -55,6 +55,7 @@ class Work:
         self.original = delivery
         self.single = False
         self.started = False
+        self.ran = False
         self.cancellable = False
         self.context: Context[Any] | None = None
         self.timed_out = False

@@ -8,13 +8,15 @@ import psycopg
 
 from tidewire.errors import TidewireError
 
-__all__ = ["PostgresErrors", "is_rerun", "is_server", "state_of"]
+__all__ = ["PostgresErrors", "is_rerun", "is_server", "is_too_slow", "state_of"]
 
 # The transaction is gone and nobody is to blame: run again. Serialization failure, deadlock, a lock that did not come.
 _RERUN = frozenset({"40001", "40P01", "55P03"})
 # The server, not the statement: it goes down, comes up, has no room, cannot read its files, or takes no writes.
 _SERVER_CLASSES = ("08", "53", "57P", "58", "XX")
 _READ_ONLY = "25006"
+# The transaction was idle, or open, for longer than the database allows: who had it was too slow.
+_TOO_SLOW = frozenset({"25P03", "25P04"})
 # A person must act: who we are, what we may, and what is there.
 _REFUSED_CLASSES = ("28", "3D", "3F", "42", "0A")
 _SCHEMA_CHANGED = "cached plan"
@@ -70,6 +72,11 @@ def is_server(error: psycopg.Error) -> bool:
     """Whether the server is at fault, and not the statement."""
     state = state_of(error)
     return state == _READ_ONLY or state.startswith(_SERVER_CLASSES)
+
+
+def is_too_slow(error: psycopg.Error) -> bool:
+    """Whether the server has ended the connection because its transaction stood idle, or lasted, for too long."""
+    return state_of(error) in _TOO_SLOW
 
 
 def _first_line(error: psycopg.Error) -> str:

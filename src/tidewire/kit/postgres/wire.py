@@ -107,6 +107,8 @@ class Wire:
         self._seen: dict[_Key, int] = {}
         self._count = 0
         self._writing = False
+        self._farewell: psycopg.Error | None = None
+        connection.add_notice_handler(self._noticed)
         self._pg.enter_pipeline_mode()
         self._socket = self._pg.socket
         self._loop.add_reader(self._socket, self._readable)
@@ -141,7 +143,7 @@ class Wire:
         answers = Answers(self._converter)
         if not self.alive:
             answers.lost = True
-            answers.error = psycopg.OperationalError("the connection is closed")
+            answers.error = self._farewell or psycopg.OperationalError("the connection is closed")
             done.set_result(answers)
             return done
         encoded = [self._encoded(sql, parameters) for sql, parameters in statements]
@@ -248,7 +250,7 @@ class Wire:
             self._pg.consume_input()
             if self._writing:
                 self._flush()
-            while self._pending and not self._pg.is_busy():
+            while not self._pg.is_busy() and self._pending:
                 result = self._pg.get_result()
                 if result is not None:
                     self._take(self._pending[0], result)
@@ -256,6 +258,11 @@ class Wire:
                     raise psycopg.OperationalError("the server closed the connection")
         except psycopg.OperationalError as error:
             self._break(error)
+
+    def _noticed(self, notice: psycopg.errors.Diagnostic) -> None:
+        """Hear why the server ends an idle connection: it says so before it does."""
+        if notice.severity_nonlocalized == "FATAL" and notice.sqlstate:
+            self._farewell = _error_of(notice.sqlstate, notice.message_primary or "")
 
     def _take(self, batch: _Batch, result: PGresult) -> None:
         status, answers = result.status, batch.answers
@@ -287,6 +294,7 @@ class Wire:
         if self._writing:
             self._loop.remove_writer(self._socket)
         self._pg.finish()
+        self._farewell = error = self._farewell or error
         while self._pending:
             batch = self._pending.popleft()
             batch.answers.lost = True
@@ -295,6 +303,14 @@ class Wire:
                 batch.answers.error = error
             if not batch.done.done():
                 batch.done.set_result(batch.answers)
+
+
+def _error_of(sqlstate: str, message: str) -> psycopg.Error:
+    try:
+        kind = psycopg.errors.lookup(sqlstate)
+    except KeyError:
+        kind = psycopg.OperationalError
+    return kind(message)
 
 
 async def connect_wire(url: str) -> Wire:

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 import psycopg
 
 from tidewire.errors import AlreadyMarked, LaneFenced, StoreUnavailable, TransactionClosed, TransactionLost
-from tidewire.kit.postgres.errors import PostgresErrors, is_rerun, is_server
+from tidewire.kit.postgres.errors import PostgresErrors, is_rerun, is_server, is_too_slow
 from tidewire.kit.postgres.pool import PostgresPool
 from tidewire.kit.postgres.text import kept
 from tidewire.kit.postgres.wire import Answers, Statement, Wire
@@ -271,6 +271,8 @@ class PostgresUnit:
             return AlreadyMarked("the event has already taken effect")
         if is_rerun(error):
             return TransactionLost(f"the transaction conflicted with another one: {_said(error)}; it runs again")
+        if is_too_slow(error):
+            return error  # the handler's own: it kept the transaction open and did nothing
         if answers.lost:
             self.core.pool.forget_idle()
             if error.sqlstate is None or is_server(error):
