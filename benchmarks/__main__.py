@@ -9,7 +9,10 @@ import platform
 import sqlite3
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+
+from scripts.postgres_server import NoServer
 
 from benchmarks.commands import commands
 from benchmarks.growth import growth
@@ -17,11 +20,21 @@ from benchmarks.latency import latency
 from benchmarks.measure import Figure
 from benchmarks.memory import memory
 from benchmarks.postgres_relay import postgres_relay
+from benchmarks.postgres_store import postgres_store
 from benchmarks.relay import relay
 from benchmarks.share import share
 from benchmarks.throughput import exactly_once, outbox_rows, publish, whole_path
 
-PARTS = ("rates", "share", "relay", "postgres-relay", "latency", "growth", "memory", "commands")
+PARTS = ("rates", "share", "relay", "postgres-relay", "latency", "growth", "memory", "commands", "postgres-store")
+
+
+def _with_server(measure: Callable[[], list[Figure]]) -> list[Figure]:
+    """Measure what needs a PostgreSQL server, or say loudly that there is none."""
+    try:
+        return measure()
+    except NoServer as error:
+        print(f"!!! NOT MEASURED: {error}", file=sys.stderr)
+        return []
 
 
 def main() -> int:
@@ -57,6 +70,8 @@ def main() -> int:
         figures += show(memory(scale))
     if "commands" in wanted:
         figures += show(commands(scale))
+    if "postgres-store" in wanted:
+        figures += show(_with_server(lambda: postgres_store(rounds, scale)))
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps([figure.as_json() for figure in figures], indent=1) + "\n")
     missed = [figure.name for figure in figures if figure.met is False]

@@ -21,7 +21,7 @@ from tidewire.errors import (
     TransactionLost,
 )
 from tidewire.kit.postgres.place import postgres_place
-from tidewire.kit.postgres.text import given, kept
+from tidewire.kit.postgres.text import array_of, given, kept
 from tidewire.model import Guard, Mark
 from tidewire.stores.postgres import PostgresStore, open_postgres_store
 from tidewire.stores.postgres.control import check_statement
@@ -164,6 +164,17 @@ def test_no_two_texts_are_kept_alike() -> None:
     assert texts == [given(kept(text)) for text in texts]
     assert len(texts) == len({kept(text) for text in texts})
     assert not any("\0" in kept(text) for text in texts)
+
+
+def test_arrays_are_written_as_the_server_reads_them(postgresql_url: str) -> None:
+    """Whatever stands in the elements of a list, PostgreSQL reads the same list."""
+    texts = ["", "a", "NULL", '"', "\\", "a,b{c}", " x ", "'", "\n", "\u20ac", None]
+    raw = [b"", b"\x00\xff", b"\\x", None]
+    with psycopg.connect(postgresql_url) as connection:
+        found = connection.execute(
+            "SELECT %s::text[], %s::bytea[], %s::bigint[]", (array_of(texts), array_of(raw), array_of([1, -(2**40)]))
+        ).fetchone()
+    assert (texts, raw, [1, -(2**40)]) == found
 
 
 def test_a_def_handler_writes_from_its_thread(postgresql_url: str) -> None:

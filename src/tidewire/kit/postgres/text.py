@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["given", "kept"]
+from collections.abc import Iterable
+
+__all__ = ["array_of", "given", "kept"]
 
 _ESCAPE = "\uf8ff"
 
@@ -22,3 +24,17 @@ def given(text: str) -> str:
     if _ESCAPE not in text:
         return text
     return text.replace(f"{_ESCAPE}0", "\0").replace(f"{_ESCAPE}1", _ESCAPE)
+
+
+def array_of(values: Iterable[str | bytes | int | None]) -> str:
+    """Return the literal of an array, whose type the statement says (``$1::text[]``)."""
+    return "{" + ",".join([_element(value) for value in values]) + "}"
+
+
+def _element(value: str | bytes | int | None) -> str:
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+        return f'"{escaped}"'
+    if isinstance(value, bytes):
+        return f'"\\\\x{value.hex()}"'
+    return "NULL" if value is None else str(value)

@@ -17,16 +17,21 @@ from psycopg.errors import error_from_result
 from psycopg.pq import ConnStatus, ExecStatus, TransactionStatus
 from psycopg.pq.abc import PGresult
 
+from tidewire.kit.postgres.text import array_of
+
 __all__ = ["Answers", "Statement", "Wire", "connect_wire"]
 
 Statement: TypeAlias = tuple[str, Sequence[Any]]
 """SQL with ``$1`` placeholders, and its parameters."""
 
+_PREPARE_AT = 3
 _PREPARED_MAX = 200
 _SEEN_MAX = 1_000
 _FINE = frozenset({ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK, ExecStatus.EMPTY_QUERY})
 _AUTO: dict[int, list[PyFormat]] = {}
 _Key: TypeAlias = tuple[str, tuple[int, ...]]
+
+_Encoded: TypeAlias = tuple[_Key, Sequence[Any] | None, Sequence[Any] | None]
 
 
 class _Converter(Protocol):
@@ -133,8 +138,11 @@ class Wire:
         """Return what the server has told of one of its settings, or nothing."""
         return (self._pg.parameter_status(name.encode()) or b"").decode()
 
-    def send(self, statements: Sequence[Statement], *, prepare_at: int = 1) -> asyncio.Future[Answers]:
-        """Send *statements* now, to be answered together; each is prepared when it is seen the *prepare_at*-th time.
+    def send(self, statements: Sequence[Statement], *, own: bool = True) -> asyncio.Future[Answers]:
+        """Send *statements* now, to be answered together.
+
+        Those of our *own* are prepared at once, and say the type of each list; a user's are prepared when they come
+        again and again.
 
         Raises:
             psycopg.ProgrammingError, psycopg.DataError: a parameter cannot be sent; nothing was.
@@ -146,11 +154,11 @@ class Wire:
             answers.error = self._farewell or psycopg.OperationalError("the connection is closed")
             done.set_result(answers)
             return done
-        encoded = [self._encoded(sql, parameters) for sql, parameters in statements]
+        encoded = [self._encoded(sql, parameters, own) for sql, parameters in statements]
         batch = _Batch(answers, done)
         try:
             for key, values, formats in encoded:
-                self._send_one(batch, key, values, formats=formats, prepare_at=prepare_at)
+                self._send_one(batch, key, values, formats=formats, prepare_at=1 if own else _PREPARE_AT)
             self._pg.pipeline_sync()
         except psycopg.OperationalError as error:
             self._pending.append(batch)
@@ -161,7 +169,7 @@ class Wire:
         return done
 
     async def run(self, *statements: Statement) -> Answers:
-        """Send *statements* and return what they came to. Each is prepared at its first use: for our own SQL."""
+        """Send *statements* of our own and return what they came to."""
         return await asyncio.shield(self.send(statements))
 
     async def quiet(self, *, patience: float, longest: float) -> bool:
@@ -186,9 +194,13 @@ class Wire:
             await asyncio.wait(waiting, timeout=longest)
         return not self._pending
 
-    def _encoded(self, sql: str, parameters: Sequence[Any]) -> tuple[_Key, Sequence[Any] | None, Sequence[Any] | None]:
+    def _encoded(
+        self, sql: str, parameters: Sequence[Any], own: bool
+    ) -> tuple[_Key, Sequence[Any] | None, Sequence[Any] | None]:
         if not parameters:
             return (sql, ()), None, None
+        if own:
+            parameters = [_own(value) for value in parameters]
         count = len(parameters)
         automatic = _AUTO.get(count)
         if automatic is None:
@@ -303,6 +315,10 @@ class Wire:
                 batch.answers.error = error
             if not batch.done.done():
                 batch.done.set_result(batch.answers)
+
+
+def _own(value: Any) -> Any:
+    return array_of(value) if type(value) is list else value  # pyright: ignore[reportUnknownArgumentType]
 
 
 def _error_of(sqlstate: str, message: str) -> psycopg.Error:

@@ -23,7 +23,6 @@ from tidewire.protocols import Unit
 
 __all__ = ["Core", "Leaving", "PostgresUnit", "own_unit"]
 
-_PREPARE_AT = 3
 _CUT_AFTER, _PATIENCE = 5.0, 0.2
 _BEGIN: Statement = ("BEGIN", ())
 _COMMIT: Statement = ("COMMIT", ())
@@ -134,7 +133,7 @@ class PostgresUnit:
         wire = self._wire
         assert wire is not None
         ahead = self._later if self._sent else [_BEGIN, *self._later]
-        sent = wire.send([*ahead, *statements], prepare_at=_PREPARE_AT)
+        sent = wire.send([*ahead, *statements], own=False)
         self._sent, self._later = True, []
         answers = await asyncio.shield(sent)
         if answers.error is not None:
