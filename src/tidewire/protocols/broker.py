@@ -28,8 +28,9 @@ from tidewire.model import (
     TopicInfo,
     TopicSpec,
 )
+from tidewire.protocols.store import Store, Unit
 
-__all__ = ["Finder", "Inspector", "Ledger", "Receiver", "Transport"]
+__all__ = ["Enlisting", "Finder", "Inspector", "Ledger", "Receiver", "Transport"]
 
 
 class Transport(Protocol):
@@ -152,6 +153,21 @@ class Inspector(Protocol):
 
     async def remove(self, channel: Address, positions: Sequence[int | str]) -> int:
         """Remove messages from a dead channel and return how many there were. Missing ones are ignored."""
+        ...
+
+
+class Enlisting(Protocol):
+    """Optional beside a transport that keeps its positions in a database: a store may lie there too."""
+
+    async def enlist(self, store: Store) -> bool:
+        """Say whether *store*'s units write to this broker's database, so that `settle_with` can be used."""
+        ...
+
+    def settle_with(self, unit: Unit, deliveries: Sequence[Delivery]) -> None:
+        """Let the commit of *unit* settle *deliveries* of one lane too: both, or neither. They are acked all the same.
+
+        What is not this member's any more is left alone; that the unit must not commit then, its guard sees to.
+        """
         ...
 
 

@@ -23,11 +23,12 @@ from tidewire.model import (
     Reason,
     Unavailable,
 )
-from tidewire.protocols import Store
+from tidewire.protocols import Store, Unit
 from tidewire.rules.cloudevents import from_structured, is_structured
 from tidewire.rules.letters import DISCARDED, FAILURE, failure_in
 from tidewire.rules.retry import RetryBudget, decide, remember
 from tidewire.runtime.context import Context
+from tidewire.runtime.enlisted import SettleWith
 from tidewire.runtime.outgoing import Outgoing
 from tidewire.runtime.parts import Parts
 from tidewire.runtime.plan import Bound, Plan, Route
@@ -60,6 +61,7 @@ class Pipeline:
         self._resources = resources
         self._budget = RetryBudget()
         self.guards: dict[str, Guard] = {}
+        self.settle_with: SettleWith | None = None
         self.run = 0
 
     # --- before running: what is this, and has it happened already? ---------------------------------------
@@ -176,6 +178,7 @@ class Pipeline:
                     await self._outgoing.publish_returned(context, returned, bound.name)
                 if store is not None and unit is not None:
                     await store.inbox.mark(unit, self._mark(message, bound), _digest(message.body))
+            self._enlist(unit, [work])
             ran = Ran(_HANDLED, messages=context.outgoing) if unit is None else Ran(_HANDLED, await unit.seal())
             work.cancellable = False
             return ran
@@ -218,6 +221,7 @@ class Pipeline:
                 return Ran(_HANDLED)
             for message in messages:
                 await store.inbox.mark(unit, self._mark(message, bound), _digest(message.body))
+            self._enlist(unit, works)
             return Ran(_HANDLED, Together(await unit.seal()))
         except (KeyboardInterrupt, GeneratorExit):
             raise
@@ -228,6 +232,14 @@ class Pipeline:
             return self._batch_failed(works, _own_failure(lead, error), bound)
         finally:
             lead.cancellable = False
+
+    def _enlist(self, unit: Unit | None, works: Sequence[Work]) -> None:
+        """Let the commit of *unit* settle what leaves nothing else behind in the store: that is freed at the ack."""
+        if self.settle_with is None or unit is None:
+            return
+        plain = [one.original for one in works if not (one.alone or one.started or one.stored or one.held_row)]
+        if plain:
+            self.settle_with(unit, plain)
 
     def _batch_failed(self, works: Sequence[Work], error: BaseException, bound: Bound) -> Ran | None:
         if isinstance(error, LaneFenced):

@@ -21,6 +21,7 @@ from tidewire.model import Subscription
 from tidewire.protocols import Receiver, Store, Transport
 from tidewire.rules.guarantees import Ordering, hold_limit
 from tidewire.runtime.consumer import Consumer
+from tidewire.runtime.enlisted import enlisted
 from tidewire.runtime.limits import Limits
 from tidewire.runtime.outgoing import Outgoing
 from tidewire.runtime.parts import Parts, with_remembered_codecs
@@ -129,6 +130,7 @@ async def running(
         pipeline = Pipeline(
             group=service.name, plan=plan, outgoing=outgoing, store=store, parts=parts, resources=resources
         )
+        pipeline.settle_with = await enlisted(transport, store)
         subscribers = [
             house.subscriber(service, pipeline, ordering=ordering, topics=topics, member=member)
             for ordering, topics in plan.topics.items()

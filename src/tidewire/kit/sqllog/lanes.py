@@ -147,8 +147,8 @@ def move_cursor(connection: Connection, lane: Lane, owner: str, pos: int, acked:
     beyond = [(lane.sub, lane.number, seq) for seq in acked if seq > pos]
     if beyond:
         connection.executemany(
-            "INSERT INTO above (sub, lane, seq, settled, attempt, suspect, due) VALUES (?, ?, ?, 1, 1, 0, 0) "
-            "ON CONFLICT (sub, lane, seq) DO UPDATE SET settled = 1",
+            "INSERT INTO above AS o (sub, lane, seq, settled, attempt, suspect, due) VALUES (?, ?, ?, 1, 1, 0, 0) "
+            "ON CONFLICT (sub, lane, seq) DO UPDATE SET settled = 1 WHERE o.settled = 0",
             beyond,
         )
     if lane.past or lane.acked:

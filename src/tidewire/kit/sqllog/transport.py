@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import TypeVar
 
 from tidewire.errors import ConfigurationError, TransportClosed
 from tidewire.kit.sqllog.finder import LogFinder
@@ -25,6 +26,7 @@ from tidewire.rules.names import check_name
 __all__ = ["LogTransport", "opened"]
 
 _SWEEP_EVERY = 0.5
+T = TypeVar("T", bound="LogTransport")
 
 
 class LogTransport(LogInspector, LogFinder, LogLedger):
@@ -100,10 +102,11 @@ class LogTransport(LogInspector, LogFinder, LogLedger):
 
 
 @asynccontextmanager
-async def opened(home: Home, capabilities: Capabilities) -> AsyncGenerator[LogTransport]:
-    """Serve the log at *home* while the block lasts. On leaving what waits is written; *home* is not used any more."""
+async def opened(home: Home, make: Callable[[Shared], T]) -> AsyncGenerator[T]:
+    """Serve the log at *home* by what *make* makes while the block lasts. On leaving what waits is written; *home* is
+    not used any more."""
     shared = Shared(home)
-    transport = LogTransport(shared, capabilities)
+    transport = make(shared)
     shared.writer.every(shared, _SWEEP_EVERY, lambda connection: sweep(connection, shared.clock.now_us()))
     try:
         yield transport

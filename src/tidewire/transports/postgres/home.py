@@ -64,7 +64,7 @@ class PostgresHome:
         self.clock: Clock = self._clock
         self._limits = limits
         self._process = os.getpid()
-        self._translated = translator(lambda table: place.named(f"broker_{table}"))
+        self._translated = translator(self.table)
         self._farewell = Farewell()
         self._line = self._new_line()
         self._beside = Beside(self._new_line())
@@ -72,9 +72,24 @@ class PostgresHome:
         self._listen: Listen | None = None
         self._turn = 0
         self._begin = f"BEGIN; SELECT pg_advisory_xact_lock({turn_key(place)}); SELECT {_NOW}"
-        self._writer = place.named("broker_writer")
+        self._writer = self.table("writer")
         self._channel = channel(place)
         self._notices: list[str] = []
+        ours = "c.sub = $1::bigint AND c.lane = $2::bigint AND c.epoch = $3::bigint AND c.owner = $4::text"
+        # What was settled above the cursor is what a member that takes the lane passes over.
+        self.settle_sql = (
+            f"INSERT INTO {self.table('above')} (sub, lane, seq, settled, attempt, suspect, due) "
+            f"SELECT c.sub, c.lane, s.seq, 1, 1, 0, 0 FROM {self.table('cursor')} c, unnest($5::bigint[]) AS s (seq) "
+            f"WHERE {ours} ON CONFLICT (sub, lane, seq) DO UPDATE SET settled = 1"
+        )
+        self.settle_private_sql = (
+            f"DELETE FROM {self.table('inbox')} i USING {self.table('cursor')} c "
+            f"WHERE {ours} AND i.seq = ANY($5::bigint[])"
+        )
+
+    def table(self, name: str) -> str:
+        """Return the qualified name of a table of the broker's."""
+        return self.place.named(f"broker_{name}")
 
     def check_usable(self) -> None:
         """Raise in a forked child: a connection does not survive ``fork``."""

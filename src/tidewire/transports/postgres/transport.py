@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from functools import partial
-from typing import Literal, TypeAlias
+from typing import Literal
 
 import psycopg
 
@@ -14,18 +14,17 @@ from tidewire.chance import Ids, UUID7Ids
 from tidewire.kit.postgres.errors import state_of
 from tidewire.kit.postgres.place import PostgresPlace, postgres_place
 from tidewire.kit.sqllog.log import MESSAGE_BYTES_MAX
-from tidewire.kit.sqllog.transport import LogTransport, opened
+from tidewire.kit.sqllog.transport import opened
 from tidewire.kit.threads import to_the_end
 from tidewire.model import Capabilities
 from tidewire.protocols import Clock
+from tidewire.transports.postgres.enlisting import PostgresTransport
 from tidewire.transports.postgres.home import PostgresHome
 from tidewire.transports.postgres.schema import VERSION, demand_tables, make_tables, read_version
 from tidewire.transports.postgres.session import ERRORS, Facts, Limits, Session
 
 __all__ = ["PostgresTransport", "capabilities_of", "open_postgres_transport"]
 
-PostgresTransport: TypeAlias = LogTransport
-"""A log whose home is a database."""
 _MAY_NOT = "42501"
 
 
@@ -75,7 +74,7 @@ async def open_postgres_transport(
     try:
         facts = await to_the_end(partial(_prepared, home, create=create))
         home.hear_others()
-        async with opened(home, capabilities_of(facts)) as transport:
+        async with opened(home, lambda shared: PostgresTransport(shared, capabilities_of(facts))) as transport:
             yield transport
     finally:
         await to_the_end(home.close)

@@ -55,7 +55,7 @@ async def open_sqlite_transport(
     file = await to_the_end(partial(open_sqlite_file, path, BROKER), SqliteFile.close)
     home = SqliteHome(file, clock or SystemClock(), (ids or UUID7Ids()).event_id())
     try:
-        async with opened(home, CAPABILITIES) as transport:
+        async with opened(home, lambda shared: LogTransport(shared, CAPABILITIES)) as transport:
             yield transport
     finally:
         home.deaf()
