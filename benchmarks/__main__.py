@@ -19,13 +19,25 @@ from benchmarks.growth import growth
 from benchmarks.latency import latency
 from benchmarks.measure import Figure
 from benchmarks.memory import memory
+from benchmarks.postgres_broker import postgres_broker
 from benchmarks.postgres_relay import postgres_relay
 from benchmarks.postgres_store import postgres_store
 from benchmarks.relay import relay
 from benchmarks.share import share
 from benchmarks.throughput import exactly_once, outbox_rows, publish, whole_path
 
-PARTS = ("rates", "share", "relay", "postgres-relay", "latency", "growth", "memory", "commands", "postgres-store")
+PARTS = (
+    "rates",
+    "share",
+    "relay",
+    "postgres-relay",
+    "latency",
+    "growth",
+    "memory",
+    "commands",
+    "postgres-store",
+    "postgres-broker",
+)
 
 
 def _with_server(measure: Callable[[], list[Figure]]) -> list[Figure]:
@@ -72,6 +84,8 @@ def main() -> int:
         figures += show(commands(scale))
     if "postgres-store" in wanted:
         figures += show(_with_server(lambda: postgres_store(rounds, scale)))
+    if "postgres-broker" in wanted:
+        figures += show(_with_server(lambda: postgres_broker(rounds, scale)))
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps([figure.as_json() for figure in figures], indent=1) + "\n")
     missed = [figure.name for figure in figures if figure.met is False]
