@@ -1,0 +1,1 @@
+"""A shop that takes orders over HTTP with FastAPI and SQLAlchemy, and bills them."""

@@ -1,0 +1,22 @@
+"""What happens in the shop."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+from tidewire import event
+
+
+@event("fastshop.order.placed", key="order_id")
+class OrderPlaced:
+    """A customer has ordered."""
+
+    order_id: str
+    total: Decimal
+
+
+@event("fastshop.payment.taken", key="order_id")
+class PaymentTaken:
+    """The order is paid."""
+
+    order_id: str
