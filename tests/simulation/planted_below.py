@@ -220,7 +220,12 @@ def mark_in_the_next_transaction() -> None:
     patch(simulated.SimUnit, "seal", late)
 
 
-@plant("PB-13 R3")
+@plant(
+    "PB-13 R3",
+    faults={"pause_every": 0.7, "pause_max": 4.0, "crash_every": 0.0},
+    tuning={"think": 0.3, "timeout": 20.0},
+    world={"copies": 2, "lease": 0.4, "seconds": 8.0, "orders": 8},
+)
 def units_are_not_guarded() -> None:
     """A unit commits whoever owns its lane by now."""
     init: Any = unit.MemoryUnit.__init__

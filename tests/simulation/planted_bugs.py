@@ -165,7 +165,12 @@ def keys_do_not_wait() -> None:
     patch(lanes.Schedule, "add", alone)
 
 
-@plant("PB-19 R2")
+@plant(
+    "PB-19 R2",
+    faults={"stop_every": 0.5, "crash_every": 0.0},
+    tuning={"think": 0.5, "attempts": 1},
+    world={"grace": 0.05},
+)
 def cancellation_counts_as_failure() -> None:
     """A handler that a stop cuts off has failed."""
 

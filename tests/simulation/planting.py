@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -17,23 +17,26 @@ __all__ = ["PLANTS", "Plant", "changed", "large", "patch", "plant"]
 class Plant:
     """One bug: its *name*, the *hazard* it stands for, and what *plant* changes.
 
-    It is looked for in worlds on this *ground*; *power*: with this share of power losses among the deaths. *rare* are
-    worlds that show it, tried before all others.
+    It is looked for in worlds on this *ground*, with what *faults*, *tuning* and *world* set in them: the conditions
+    under which it can show. *rare* are worlds that show it, tried before all others.
     """
 
     name: str
     hazard: str
     plant: Callable[[], None]
     ground: str = "memory"
-    power: float = 0.0
+    faults: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    tuning: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    world: Mapping[str, Any] = field(default_factory=dict[str, Any])
     rare: tuple[World, ...] = ()
 
     def worlds(self, seeds: Sequence[int]) -> Iterator[World]:
         """Give the worlds in which to look for it. No clock is moved in drawn ones: waiting for it finds little."""
         yield from self.rare
         for seed in seeds:
-            world = changed(drawn_world(seed, ground=self.ground), clock_every=0.0)
-            yield changed(world, power=self.power, crash_every=300.0) if self.power else world
+            world = changed(drawn_world(seed, ground=self.ground), **{"clock_every": 0.0, **self.faults})
+            tuning = msgspec.structs.replace(world.tuning, **self.tuning)
+            yield msgspec.structs.replace(world, **{"tuning": tuning, **self.world})
 
 
 PLANTS: list[Plant] = []

@@ -358,8 +358,16 @@ class _Run:
         look.note_facts(self.simulation)
         for name in sorted(self.simulation.lives):
             if self.simulation.lives[name].process.alive:
-                await self.simulation.stop(name)
+                await self._stop(name)
         self.violations += await look.look(self.simulation)
+
+    async def _stop(self, name: str) -> None:
+        """Stop a process; if it does not end within a minute, that is a finding."""
+        try:
+            async with asyncio.timeout(60.0):
+                await self.simulation.stop(name)
+        except TimeoutError:
+            self.violations.append(Violation("C18", f"{name} did not stop within 60 s"))
 
     async def _requeue(self) -> None:
         """Let an operator of each store try again what the broker has refused."""

@@ -324,7 +324,7 @@ class Shop:
             written = await self._write(context, row)
             await self.think()
         except asyncio.CancelledError:
-            self._attempted(op, "info")
+            self._attempted(op, "info", detail="cut off" if self._cut_off(op) else "")
             raise
         except Exception:
             self._attempted(op, "info" if context.several else "fail")  # a batch that fails counts for none
@@ -332,8 +332,13 @@ class Shop:
         self._attempted(op, "ok")
         return written
 
-    def _attempted(self, op: Op, outcome: Any) -> None:
-        self.history.add(msgspec.structs.replace(op, type=outcome, at=self.at))
+    def _attempted(self, op: Op, outcome: Any, *, detail: str = "") -> None:
+        self.history.add(msgspec.structs.replace(op, type=outcome, at=self.at, detail=detail))
+
+    def _cut_off(self, op: Op) -> bool:
+        """Whether an attempt was cancelled from outside before its own time was up: that is nobody's failure."""
+        task = asyncio.current_task()
+        return task is not None and task.cancelling() > 0 and self.at - op.at < self.tuning.timeout * 0.99e6
 
     async def _meet(self, event: Any, handler: str) -> None:
         """Let the event's fate happen."""

@@ -24,12 +24,13 @@ class Op(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     ``publish``: *event*, *of* (its type), *key*, *n* (its place in *stream*, -1: unordered), *digest*, *due*.
     ``attempt``: a handler's call: *group*, *handler*, *event*, *attempt*, *cycle* (redrives so far); ``info``: it was
-    cut off. ``effect``: what a handler wrote and committed; *n* and *stream* as published, *number* its place among
-    the commits of its store, *lane* and *epoch* by which it ran, *run*. ``mark``, ``row``: found in the store at the
-    end. ``adopt``: *number*, *lane*, *epoch*. ``lane``: ``invoke`` assigned, ``ok`` given up, ``fail`` lost.
-    ``settle``: ``ok`` settled, ``fail`` lost, *number* how many operations there were when it was asked for (0: it
-    took no time); ``commit``: a position *n* of a *lane* under *epoch*. ``dead``: a dead
-    letter at the end, *detail* its reason; ``info``: when it was written, ``fail``: for an outage.
+    cancelled, *detail* ``cut off`` where that was not its own time-out. ``effect``: what a handler wrote and
+    committed; *n* and *stream* as published, *number* its place among the commits of its store, *lane* and *epoch* by
+    which it ran, *run*. ``mark``, ``row``: found in the store at the end. ``adopt``: *number*, *lane*, *epoch*.
+    ``lane``: ``invoke`` assigned, ``ok`` given up, ``fail`` lost. ``settle``: ``ok`` settled, ``fail`` lost, *number*
+    how many operations there were when it was asked for (0: it took no time); ``commit``: a position *n* of a *lane*
+    under *epoch*. ``dead``: a dead letter at the end, *detail* its reason; ``info``: when it was written, ``fail``:
+    for an outage.
     ``timer``: ``invoke`` set for *due*, ``ok`` it went off.
     ``saga``: ``invoke`` begun, *detail* its state. ``bound``: *n* of at most *due*. ``fact``: *detail* its kind, *n*
     how many; ``invoke`` as the history has it, ``ok`` as the observer heard it. ``outbox``: *n* pending at the end.

@@ -59,7 +59,7 @@ def attempts_bounded(history: History) -> Iterator[Violation]:
     """C10: an event fails no more often than its policy allows, and is given up only when it has failed so often.
 
     Within one cycle of redrives, all handlers of a group together. Each fault of the run (``crash``) may hide a
-    failure that was not written down.
+    failure that was not written down. An attempt that was cut off is none.
     """
     limits: dict[str, int] = {}
     for one in history.audience:
@@ -71,6 +71,8 @@ def attempts_bounded(history: History) -> Iterator[Violation]:
     for op in history.ops:
         if op.f == "attempt" and op.type == "invoke":  # each attempt begins with the same handler
             begun.setdefault((op.group, op.event), Counter())[op.handler] += 1
+        elif op.f == "attempt" and op.detail == "cut off":
+            begun.setdefault((op.group, op.event), Counter())[op.handler] -= 1
         elif op.f == "attempt" and op.type == "fail":
             name = (op.group, op.event, op.cycle)
             failed[name] = failed.get(name, 0) + 1
