@@ -268,7 +268,7 @@ def ack_before_durable() -> None:
     patch(simulated.SimUnit, "seal", lost)
 
 
-@plant("PB-56 R12")
+@plant("PB-56 R12", faults={"outage_every": 2.0, "pause_max": 20.0, "crash_every": 0.0}, world={"seconds": 15.0})
 def always_ready() -> None:
     """Health says ready whatever happens."""
     patch(serve.Running, "ready", property(lambda self: True))
