@@ -314,7 +314,12 @@ def redrive_with_a_new_id() -> None:
     patch(redrive, "redriven", renamed)
 
 
-@plant("PB-51 RT7")
+@plant(
+    "PB-51 RT7",
+    faults={"crash_every": 400.0},
+    tuning={"attempts": 1},
+    world={"operators": True, "operate_every": 0.5, "seconds": 8.0, "orders": 10},
+)
 def redrive_removes_first() -> None:
     """Dead letters are removed before they are published."""
 
