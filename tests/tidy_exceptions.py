@@ -71,6 +71,11 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
         "print",
         "src/tidewire/testing/simulation/crashtest/forks.py",
     ): "a fork must not print what waits to be printed twice",
+    ("time", "src/tidewire/testing/servers/"): "a server is another process, which starts in real time",
+    ("sleep", "src/tidewire/testing/servers/"): "a server is another process, which starts in real time",
+    ("chance", "src/tidewire/testing/servers/"): "a password that nobody can guess",
+    ("environment", "src/tidewire/testing/servers/"): "a child gets ours without what would mislead it",
+    ("environment", "src/tidewire/cli/processes.py"): "a child gets ours, and what is added to it",
     ("time", "src/tidewire/testing/simulation/__main__.py"): "how long a campaign really takes",
     (
         "broad except",
