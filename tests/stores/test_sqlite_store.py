@@ -423,3 +423,17 @@ def test_marks_are_looked_up_by_the_dozen(tmp_path: Path) -> None:
                 assert expected == list(await store.inbox.known(asked))
 
     asyncio.run(scenario())
+
+
+def test_statements_may_count_their_parameters_as_postgresql_does(tmp_path: Path) -> None:
+    """``$1`` is a parameter, in any order and more than once; in a quoted text or a comment it is text."""
+
+    async def scenario() -> None:
+        async with open_sqlite_store(tmp_path / "store.db") as store, transaction(store) as tx:
+            sql = 'SELECT $2 AS second, $1 || $2 AS both, \'$1\' AS quoted, "$2" /* $1 */ FROM (SELECT 7 AS "$2") -- $3'
+            row = await tx.fetchone(sql, ("a", "b"))
+            assert row is not None
+            assert ("b", "ab", "$1", 7) == tuple(row)
+            assert "x" == await tx.fetchval("SELECT $name", {"name": "x"})
+
+    asyncio.run(scenario())

@@ -10,11 +10,16 @@ from typing import Any
 __all__ = ["numbered", "spelled"]
 
 _PARAMETER = re.compile(r"\$(\d+)")
+# What is quoted or a comment is not looked into.
+_QUOTED_OR_PARAMETER = re.compile(
+    r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|`[^`]*`|\[[^\]]*\]|--[^\n]*|/\*.*?\*/|\$(\d+)""", re.DOTALL
+)
 
 
+@lru_cache(maxsize=1_024)
 def numbered(sql: str) -> str:
-    """Return *sql* with ``?1`` for ``$1``, as SQLite counts them."""
-    return _PARAMETER.sub(r"?\1", sql)
+    """Return *sql* with ``?1`` for ``$1``, as SQLite counts them; quoted texts and comments stay as they are."""
+    return _QUOTED_OR_PARAMETER.sub(lambda found: f"?{found[1]}" if found[1] else found[0], sql)
 
 
 def spelled(sql: str, parameters: Sequence[Any], *, style: str) -> tuple[str, tuple[Any, ...] | dict[str, Any]]:

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from tidewire.errors import LaneFenced, TransactionClosed, TransactionControl, TransactionLost
+from tidewire.kit.handles.placeholders import numbered
 from tidewire.kit.sqlite_errors import is_full
 from tidewire.kit.sqlite_file import SqliteFile
 from tidewire.model import Guard
@@ -291,6 +292,7 @@ class SqliteUnit:
 class SqliteTx:
     """``context.tx`` of the SQLite store: the user's statements, in the unit's transaction.
 
+    Placeholders are SQLite's (``?``, ``?1``, ``:name``) or, so that a statement runs on PostgreSQL too, ``$1``.
     Rows are `sqlite3.Row`: by index and by name. BEGIN, COMMIT and the like are the unit's own business.
     """
 
@@ -308,19 +310,19 @@ class SqliteTx:
             TransactionControl: it would begin or end a transaction.
             TransactionClosed: the handler has ended.
         """
-        return await self._run(sql, lambda cursor: _written(cursor.execute(sql, parameters)))
+        return await self._run(sql, lambda cursor: _written(cursor.execute(spelled(sql), parameters)))
 
     async def executemany(self, sql: str, rows: Iterable[Parameters]) -> Written:
         """Run one statement for each of *rows*; errors as `execute`, and the rows before the failing one stay."""
-        return await self._run(sql, lambda cursor: _written(cursor.executemany(sql, rows)))
+        return await self._run(sql, lambda cursor: _written(cursor.executemany(spelled(sql), rows)))
 
     async def fetchone(self, sql: str, parameters: Parameters = ()) -> sqlite3.Row | None:
         """Return the first row of a query, or None; errors as `execute`."""
-        return await self._run(sql, lambda cursor: _row(cursor.execute(sql, parameters)))
+        return await self._run(sql, lambda cursor: _row(cursor.execute(spelled(sql), parameters)))
 
     async def fetchall(self, sql: str, parameters: Parameters = ()) -> list[sqlite3.Row]:
         """Return all rows of a query; errors as `execute`."""
-        return await self._run(sql, lambda cursor: cursor.execute(sql, parameters).fetchall())
+        return await self._run(sql, lambda cursor: cursor.execute(spelled(sql), parameters).fetchall())
 
     async def fetchval(self, sql: str, parameters: Parameters = ()) -> Any:
         """Return the first column of the first row, or None; errors as `execute`."""
@@ -347,19 +349,19 @@ class SyncSqliteTx:
 
     def execute(self, sql: str, parameters: Parameters = ()) -> Written:
         """As `SqliteTx.execute`."""
-        return self._run(sql, lambda cursor: _written(cursor.execute(sql, parameters)))
+        return self._run(sql, lambda cursor: _written(cursor.execute(spelled(sql), parameters)))
 
     def executemany(self, sql: str, rows: Iterable[Parameters]) -> Written:
         """As `SqliteTx.executemany`."""
-        return self._run(sql, lambda cursor: _written(cursor.executemany(sql, rows)))
+        return self._run(sql, lambda cursor: _written(cursor.executemany(spelled(sql), rows)))
 
     def fetchone(self, sql: str, parameters: Parameters = ()) -> sqlite3.Row | None:
         """As `SqliteTx.fetchone`."""
-        return self._run(sql, lambda cursor: _row(cursor.execute(sql, parameters)))
+        return self._run(sql, lambda cursor: _row(cursor.execute(spelled(sql), parameters)))
 
     def fetchall(self, sql: str, parameters: Parameters = ()) -> list[sqlite3.Row]:
         """As `SqliteTx.fetchall`."""
-        return self._run(sql, lambda cursor: cursor.execute(sql, parameters).fetchall())
+        return self._run(sql, lambda cursor: cursor.execute(spelled(sql), parameters).fetchall())
 
     def fetchval(self, sql: str, parameters: Parameters = ()) -> Any:
         """As `SqliteTx.fetchval`."""
@@ -382,6 +384,11 @@ def own_unit(unit: Unit, file: SqliteFile) -> SqliteUnit:
     if not isinstance(inner, SqliteUnit) or inner.turns.file is not file:
         raise TypeError(f"{type(unit).__name__} is not a unit of this store: effect and mark must share one database")
     return inner
+
+
+def spelled(sql: str) -> str:
+    """Return *sql* as SQLite counts placeholders, if it is written as PostgreSQL does."""
+    return numbered(sql) if "$" in sql else sql
 
 
 _checked: dict[str, str] = {}
