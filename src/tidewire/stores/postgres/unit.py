@@ -139,6 +139,9 @@ class PostgresUnit:
         if answers.error is not None:
             raise self._failed(answers.error, lost=answers.lost)
         answers.skip(len(ahead))
+        if not wire.alive:  # answered, and gone in the same moment
+            self._failure = self.core.errors.unavailable("the connection to PostgreSQL was lost within a transaction")
+            raise self._failure
         if self._state == "open" and not wire.in_transaction and not wire.busy:
             self._failure = TransactionLost("a statement of the handler has ended the unit's transaction")
             raise self._failure
