@@ -84,13 +84,45 @@ def test_hostile_lines_and_odd_numbers_balance(tmp_path: Path) -> None:
     assert (5, 42, 4, 1) == tuple(report[name] for name in ("accepted", "malformed", "paid", "refused"))
 
 
+@pytest.mark.usefixtures("postgresql_server")  # where there is none, the demo cannot start one either
+def test_the_books_balance_on_a_postgresql_that_is_killed(tmp_path: Path) -> None:
+    """The same shop on the demo's own PostgreSQL, which dies twice with `kill -9` while services do too."""
+    file = lines(tmp_path / "orders.jsonl", 600, 17)
+    code, report = demo("--chaos", "--store", "postgresql://", "--orders", file)
+    assert (0, 0, 0) == (report["lost"], report["duplicated"], report["out_of_order"])
+    assert (0, True, []) == (code, report["balanced"], report["problems"])
+    assert (2, True) == (report["server_kills"], report["kills"] >= 10)
+
+
+def test_the_demo_clears_its_schemas_away(tmp_path: Path, postgresql_url: str) -> None:
+    """On somebody's server each service has a schema of its own, and nothing is left of them."""
+    import psycopg
+
+    code, report = demo("--store", postgresql_url, "--orders", lines(tmp_path / "orders.jsonl", 200, 19))
+    assert (0, True, []) == (code, report["balanced"], report["problems"])
+    with psycopg.connect(postgresql_url) as connection:
+        left = connection.execute("SELECT nspname::text FROM pg_namespace WHERE nspname LIKE 'demo%'").fetchall()
+    assert [] == left
+
+
+@pytest.mark.parametrize("url", ["sqlite:///x.db", "memory://", "mysql://host/x"])
+def test_a_store_for_all_services_is_refused_by_name(url: str) -> None:
+    """Services share no file, and the text says what they can have."""
+    command = [sys.executable, "-m", "tidewire.cli", "demo", "--store", url]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert 2 == done.returncode
+    assert "PostgreSQL" in done.stderr
+
+
 def processes_of(directory: Path) -> list[str]:
-    """The command lines that name *directory*."""
+    """The command lines of processes that name *directory* in them or in their environment."""
     found: list[str] = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            found.append(path.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
-    return [line for line in found if str(directory) in line]
+            line, environment = ((process / name).read_bytes() for name in ("cmdline", "environ"))
+            if str(directory).encode() in line + environment:
+                found.append(line.replace(b"\0", b" ").decode(errors="replace"))
+    return found
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])

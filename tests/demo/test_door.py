@@ -57,7 +57,7 @@ def at_the_door(directory: Path, test: Callable[[Post], Awaitable[None]]) -> Non
             asyncio.TaskGroup() as tasks,
         ):
             async with transaction(store) as tx:
-                for table in TABLES["orders"]:
+                for table in TABLES["orders"]["sqlite"]:
                     await tx.execute(table)
             tasks.create_task(serve_door(Door(store, app.publisher), listener, stopped))
             await test(send)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tidewire.cli.demo.orders import Order, digest, invented, read_order
-from tidewire.cli.demo.reconcile import reconcile
+from tidewire.cli.demo.reconcile import QUERIES, reconcile
 from tidewire.cli.demo.shop.services import TABLES
 
 GOOD: dict[str, Any] = {
@@ -101,13 +101,16 @@ def books(directory: Path, *statements: tuple[str, str]) -> Any:
         "shipping": ["INSERT INTO parcels VALUES (1, 'o-1', 'c-1', 1)"],
         "notifications": ["INSERT INTO notices VALUES (1, 'o-1', 'c-1', 1, 'shipped')"],
     }
+    found: dict[str, Any] = {}
     for service, tables in TABLES.items():
         connection = sqlite3.connect(directory / f"{service}.db")
-        for statement in [*tables, *rows[service], *(sql for name, sql in statements if name == service)]:
+        for statement in [*tables["sqlite"], *rows[service], *(sql for name, sql in statements if name == service)]:
             connection.execute(statement)
-        connection.commit()
+        for name, (whose, query) in QUERIES.items():
+            if whose == service:
+                found[name] = connection.execute(query).fetchall()
         connection.close()
-    return reconcile(directory, file="f", lines=1, letters=[])
+    return reconcile(found, file="f", lines=1, letters=[])
 
 
 def test_honest_books_balance(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 from asyncio.subprocess import Process
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -57,8 +57,12 @@ class Pack:
         stdout: int | None = None,
         stderr: int | None = None,
         pass_fds: Collection[int] = (),
+        environment: Mapping[str, str] | None = None,
     ) -> Process:
-        """Start *command* with *said* on its standard input, which then stays open; at most a pipe's fill of it."""
+        """Start *command* with *said* on its standard input, which then stays open; at most a pipe's fill of it.
+
+        *environment* is added to our own.
+        """
         # Pipes of our own rather than asyncio's: with those, `Process.wait` of Python 3.11 lasts until whoever has
         # inherited their other ends is gone too.
         reading, writing = os.pipe()
@@ -66,8 +70,9 @@ class Pack:
             undo.callback(os.close, writing)
             try:
                 process = await asyncio.create_subprocess_exec(
-                    *command, stdin=reading, stdout=stdout, stderr=stderr, pass_fds=pass_fds, start_new_session=True
-                )
+                    *command, stdin=reading, stdout=stdout, stderr=stderr, pass_fds=pass_fds, start_new_session=True,
+                    env={**os.environ, **(environment or {})},
+                )  # fmt: skip
             finally:
                 os.close(reading)
             undo.pop_all()

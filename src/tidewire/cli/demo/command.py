@@ -1,4 +1,4 @@
-"""``tidewire demo``: a shop of five services, real processes, one embedded broker, and the books at the end."""
+"""``tidewire demo``: a shop of five services, real processes, one broker, and the books at the end."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import random
 import shutil
 import signal
 import socket
-import sqlite3
 import sys
 import tempfile
 from collections.abc import Coroutine
@@ -21,16 +20,16 @@ from typing import Any, TypeVar
 
 from tidewire.cli.demo.feeder import Feeder
 from tidewire.cli.demo.orders import invented
-from tidewire.cli.demo.reconcile import Books, dead_ends, reconcile
+from tidewire.cli.demo.premises import Premises, opened_premises
+from tidewire.cli.demo.reconcile import QUERIES, Books, dead_ends, reconcile
 from tidewire.cli.demo.shop.services import SERVICES
 from tidewire.cli.demo.supervisor import Supervisor
 from tidewire.cli.demo.view import View, print_books
 from tidewire.cli.demo.worker import OPTIONS
 from tidewire.cli.exits import INTERRUPTED
-from tidewire.errors import ConfigurationError, MissingExtra
+from tidewire.errors import ConfigurationError, MissingExtra, StoreUnavailable, TransportUnavailable
 from tidewire.kit.groups import first_error
 from tidewire.model import GroupSpec, TopicSpec
-from tidewire.transports.sqlite import open_sqlite_transport
 
 __all__ = ["run"]
 
@@ -97,11 +96,14 @@ async def _run(
 ) -> tuple[dict[str, Any], Books]:
     listener, loop = _listener(arguments.port), asyncio.get_running_loop()
     port = listener.getsockname()[1]
-    supervisor = Supervisor(directory, listener=listener, plant=arguments.plant or "")
     kills = _KILLS_MIN if arguments.chaos else 0
     spread = kills * _KILL_EVERY if arguments.chaos else 0.0
     feeder = Feeder(name, lines, port=port, seconds=min(spread, arguments.seconds or spread))
-    async with open_sqlite_transport(directory / "broker.db") as transport:
+    async with (
+        opened_premises(directory, broker=arguments.broker, store=arguments.store) as premises,
+        premises.opened() as transport,
+    ):
+        supervisor = Supervisor(premises, listener=listener, plant=arguments.plant or "")
         await provision(transport)
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -114,7 +116,7 @@ async def _run(
                 if arguments.chaos:
                     await supervisor.chaos(random.Random(arguments.seed), kills=kills, every=_KILL_EVERY)  # noqa: S311
                 await feeding
-                await _come_to_rest(transport, supervisor, directory)
+                await _come_to_rest(transport, supervisor, premises)
                 seconds = loop.time() - started
                 viewing.cancel()
                 await supervisor.stop()
@@ -125,7 +127,8 @@ async def _run(
             await supervisor.stop()
             listener.close()
         letters = await dead_ends(transport)
-    books = reconcile(directory, file=feeder.name, lines=feeder.handed_in, letters=letters)
+        found = await premises.rows(QUERIES)
+    books = reconcile(found, file=feeder.name, lines=feeder.handed_in, letters=letters)
     return _report(books, supervisor, seconds), books
 
 
@@ -158,13 +161,13 @@ async def _or_dead(supervisor: Supervisor) -> None:
     raise ConfigurationError(f"the shop does not open: {'; '.join(supervisor.errors) or 'no service answers'}")
 
 
-async def _come_to_rest(transport: Any, supervisor: Supervisor, directory: Path) -> None:
+async def _come_to_rest(transport: Any, supervisor: Supervisor, premises: Premises) -> None:
     """Wait until nothing waits anywhere, twice in a row, or nothing has moved for too long."""
     now = asyncio.get_running_loop().time
     calm, last, moved_at = 0, "", now()
     while calm < 3:
         await asyncio.sleep(0.15)
-        waiting = await _waiting(transport, directory)
+        waiting = await _waiting(transport, premises)
         calm = calm + 1 if not any(waiting) and _all_up(supervisor) else 0
         state = f"{waiting} {supervisor.total('processed')} {supervisor.total('retried')}"
         if state != last:
@@ -177,26 +180,17 @@ def _all_up(supervisor: Supervisor) -> bool:
     return all(member.ready.is_set() for member in supervisor.members.values())
 
 
-async def _waiting(transport: Any, directory: Path) -> list[int]:
-    """What waits: per group at the broker, per service in its outbox."""
+async def _waiting(transport: Any, premises: Premises) -> list[int]:
+    """What waits: per group at the broker, per service in its outbox; a server that is away may hold anything."""
     counts: list[int] = []
-    for name, service in SERVICES.items():
-        for topic in sorted({handler.event.topic for handler in service.handlers}):
-            stats = await transport.stats(topic, name)
-            counts += [stats.ready or 0, stats.in_flight or 0, stats.delayed or 0]
-        counts.append(await asyncio.to_thread(_outbox, directory / f"{name}.db"))
-    return counts
-
-
-def _outbox(path: Path) -> int:
-    connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
     try:
-        ready = connection.execute("SELECT count(*) FROM tidewire_outbox").fetchone()[0]
-        return int(ready + connection.execute("SELECT count(*) FROM tidewire_outbox_delayed").fetchone()[0])
-    except sqlite3.OperationalError:
-        return 1
-    finally:
-        connection.close()
+        for name, service in SERVICES.items():
+            for topic in sorted({handler.event.topic for handler in service.handlers}):
+                stats = await transport.stats(topic, name)
+                counts += [stats.ready or 0, stats.in_flight or 0, stats.delayed or 0]
+        return counts + await premises.pending()
+    except (StoreUnavailable, TransportUnavailable):
+        return [1]
 
 
 def _report(books: Books, supervisor: Supervisor, seconds: float) -> dict[str, Any]:
@@ -217,6 +211,7 @@ def _report(books: Books, supervisor: Supervisor, seconds: float) -> dict[str, A
         "duplicated": books.duplicated,
         "out_of_order": books.out_of_order,
         "kills": supervisor.kills,
+        "server_kills": supervisor.server_kills,
         "retries": supervisor.total("retried"),
         "events": events,
         "seconds": round(seconds, 2),

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from tidewire.chance import UUID7Ids
 from tidewire.cli.demo.orders import LINE_BYTES_MAX, Order, accepted, digest, read_order
-from tidewire.errors import DecodeError, MissingExtra, StoreUnavailable
+from tidewire.errors import DecodeError, MissingExtra, StoreUnavailable, TransactionLost
 from tidewire.protocols import Store
 from tidewire.rules.cloudevents import from_http
 from tidewire.runtime.producer import Publisher, transaction
@@ -44,29 +44,33 @@ class Door:
     async def take(self, lines: Sequence[tuple[str, bytes]]) -> list[Answer]:
         """Take in (name, text) pairs in order and answer each."""
         async with transaction(self._store) as tx:
+            # One at a time, so that orders are numbered in the order in which they leave; the first to touch this row
+            # holds it to its commit. On SQLite a transaction that writes has the turn in any case.
+            await tx.execute("UPDATE door SET calls = calls + 1")
             return [await self._take_one(tx, name or self._ids.event_id(), text) for name, text in lines]
 
     async def _take_one(self, tx: Any, name: str, text: bytes) -> Answer:
-        earlier = await tx.fetchone("SELECT verdict, reason FROM lines WHERE line = ?", (name,))
+        earlier = await tx.fetchone("SELECT verdict, reason FROM lines WHERE line = $1", (name,))
         if earlier is not None:
             return Answer(earlier[0], earlier[1])
         order = read_order(text)
         answer = Answer("malformed", order) if isinstance(order, str) else await self._order(tx, name, order, text)
-        await tx.execute("INSERT INTO lines (line, verdict, reason) VALUES (?, ?, ?)", (name, *answer))
+        await tx.execute("INSERT INTO lines (line, verdict, reason) VALUES ($1, $2, $3)", (name, *answer))
         return answer
 
     async def _order(self, tx: Any, name: str, order: Order, text: bytes) -> Answer:
         content = digest(order)
-        known = await tx.fetchval("SELECT digest FROM orders WHERE order_id = ?", (order.order_id,))
+        known = await tx.fetchval("SELECT digest FROM orders WHERE order_id = $1", (order.order_id,))
         if known is not None:
             if known == content:
                 return Answer("repeated", f"{order.order_id} is known, with the same content")
             return Answer("conflict", f"{order.order_id} is known, with other content")
-        written = await tx.execute(
-            "INSERT INTO orders (order_id, customer_id, digest, line, content) VALUES (?, ?, ?, ?, ?)",
+        number = await tx.fetchval(
+            "INSERT INTO orders (order_id, customer_id, digest, line, content) VALUES ($1, $2, $3, $4, $5) "
+            "RETURNING number",
             (order.order_id, order.customer_id, content, name, text.decode()),
         )
-        await self._publisher.publish(accepted(order, written.lastrowid), tx=tx)
+        await self._publisher.publish(accepted(order, number), tx=tx)
         return Answer("accepted", "")
 
 
@@ -99,7 +103,7 @@ async def serve_door(door: Door, listener: socket.socket, stopped: asyncio.Event
             (answer,) = await door.take([(line, body if event is None else event[1])])
         except DecodeError as error:
             return JSONResponse({"verdict": "malformed", "reason": str(error)}, 422)
-        except StoreUnavailable as error:
+        except (StoreUnavailable, TransactionLost) as error:
             return JSONResponse({"error": error.message}, 503, headers={"retry-after": "1"})
         return JSONResponse(answer._asdict(), _STATUS[answer.verdict])
 

@@ -18,6 +18,7 @@ examples:
   tidewire demo --chaos
   tidewire demo --orders mine.jsonl --json
   tidewire demo --chaos --plant no-inbox
+  tidewire demo --chaos --store postgresql://
 
 exit codes:
   0  the books balance
@@ -33,8 +34,12 @@ def main(arguments: Sequence[str]) -> int:
         ConfigurationError: the order file cannot be read, or an option cannot be.
     """
     parser = CommandParser("tidewire demo", DESCRIPTION, epilog=EPILOG)
+    parser.add_argument("--broker", default="", metavar="URL", help="run on this broker (default: a file)")
+    parser.add_argument("--store", default="", metavar="URL", help="the services' databases (default: a file each)")
     parser.add_argument("--orders", type=Path, metavar="FILE", help="orders, one JSON object a line (default: shipped)")
-    parser.add_argument("--chaos", action="store_true", help="kill -9 services at random, at least ten times")
+    parser.add_argument(
+        "--chaos", action="store_true", help="kill -9 services at random, at least ten times, and the demo's own server"
+    )
     parser.add_argument("--seconds", type=float, metavar="N", help="stop handing orders in after N seconds")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     parser.add_argument("--plant", choices=PLANTS, help="run with this defect: the books must not balance")

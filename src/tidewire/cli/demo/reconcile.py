@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections import Counter
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -13,8 +11,18 @@ import msgspec
 from tidewire.cli.demo.shop.services import SERVICES
 from tidewire.model import Browsed, DeadChannel
 
-__all__ = ["Books", "dead_ends", "reconcile"]
+__all__ = ["QUERIES", "Books", "dead_ends", "reconcile"]
 
+QUERIES: Mapping[str, tuple[str, str]] = {
+    "lines": ("orders", "SELECT line, verdict FROM lines"),
+    "orders": ("orders", "SELECT order_id, number FROM orders"),
+    "payments": ("payments", "SELECT order_id, customer_id, number, refused FROM payments ORDER BY id"),
+    "moves": ("inventory", "SELECT order_id, customer_id, number, pieces FROM moves ORDER BY id"),
+    "stock": ("inventory", "SELECT moved FROM stock"),
+    "parcels": ("shipping", "SELECT order_id, customer_id, number, '' FROM parcels ORDER BY id"),
+    "notices": ("notifications", "SELECT order_id, customer_id, number, kind FROM notices ORDER BY id"),
+}
+"""What the books are made of: whose database, and what is read there."""
 _FIRST = 10
 _UNDELIVERABLE = "notifications"
 _SENTENCES = {
@@ -58,16 +66,13 @@ class Books(msgspec.Struct, frozen=True, kw_only=True):
         return not self.problems
 
 
-def reconcile(directory: Path, *, file: str, lines: int, letters: Sequence[DeadEnd]) -> Books:
-    """Read the databases in *directory* and add up. *lines*: how many lines of *file* were handed in; more may have
-    come over HTTP."""
-    answers = _rows(directory, "orders", "SELECT line, verdict FROM lines")
+def reconcile(found: Mapping[str, Sequence[Any]], *, file: str, lines: int, letters: Sequence[DeadEnd]) -> Books:
+    """Add up what was *found*: the rows that `QUERIES` ask for. *lines*: how many lines of *file* were handed in; more
+    may have come over HTTP."""
+    answers = found["lines"]
     verdicts = Counter(verdict for _, verdict in answers)
-    orders = {row[0]: row[1] for row in _rows(directory, "orders", "SELECT order_id, number FROM orders")}
-    payments = _rows(directory, "payments", "SELECT order_id, customer_id, number, refused FROM payments ORDER BY id")
-    moves = _rows(directory, "inventory", "SELECT order_id, customer_id, number, pieces FROM moves ORDER BY id")
-    parcels = _rows(directory, "shipping", "SELECT order_id, customer_id, number, '' FROM parcels ORDER BY id")
-    notices = _rows(directory, "notifications", "SELECT order_id, customer_id, number, kind FROM notices ORDER BY id")
+    orders = {row[0]: row[1] for row in found["orders"]}
+    payments, moves, parcels, notices = (found[name] for name in ("payments", "moves", "parcels", "notices"))
     paid = {row[0] for row in payments if not row[3]}
     refused = {row[0] for row in payments if row[3]}
     tally = Tally()
@@ -78,7 +83,7 @@ def reconcile(directory: Path, *, file: str, lines: int, letters: Sequence[DeadE
     tally.judge("notifications", notices, paid | refused, ends=ends, streams=3)
     tally.wrong_kind(notices, paid, refused)
     tally.letters(letters)
-    tally.stock(moves, _rows(directory, "inventory", "SELECT moved FROM stock"))
+    tally.stock(moves, found["stock"])
     tally.door(verdicts, len(orders))
     tally.file(sum(line.startswith(f"{file}:") for line, _ in answers), lines)
     return Books(
@@ -187,19 +192,3 @@ def _dead_end(group: str, letter: Browsed) -> DeadEnd:
     except msgspec.MsgspecError:
         order = ""
     return DeadEnd(group, str(order), headers.get("dl-reason", ""), headers.get("dl-detail", ""))
-
-
-def _rows(directory: Path, service: str, query: str) -> list[Any]:
-    """Rows of one service's database; a service that never came up has none."""
-    path = directory / f"{service}.db"
-    if not path.exists():
-        return []
-    connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
-    try:
-        return connection.execute(query).fetchall()
-    except sqlite3.OperationalError as error:
-        if "no such table" in str(error):
-            return []
-        raise
-    finally:
-        connection.close()

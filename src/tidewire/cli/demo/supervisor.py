@@ -12,9 +12,10 @@ from asyncio.subprocess import PIPE, Process
 from collections import Counter
 from collections.abc import Sequence
 from datetime import timedelta
-from pathlib import Path
 
+from tidewire.cli.demo.premises import Premises
 from tidewire.cli.demo.shop.services import SERVICES
+from tidewire.cli.exits import UNAVAILABLE
 from tidewire.cli.processes import Pack, Patience, signal_process
 
 __all__ = ["PATIENCE", "Supervisor"]
@@ -35,18 +36,19 @@ class Member:
 
 
 class Supervisor:
-    """Runs the shop in *directory*; each process it starts, it ends, by its pid.
+    """Runs the shop on its *premises*; each process it starts, it ends, by its pid.
 
     It keeps the *listener* of the door open, so that who comes while the service is down waits and is not refused.
     """
 
-    def __init__(self, directory: Path, *, listener: socket.socket, plant: str = "") -> None:
-        self._directory = directory
+    def __init__(self, premises: Premises, *, listener: socket.socket, plant: str = "") -> None:
+        self._premises = premises
         self._listener = listener
         self._plant = plant
         self._pack = Pack(PATIENCE, lambda _: None)
         self.members = {name: Member(name) for name in SERVICES}
         self.errors: list[str] = []
+        self.server_kills = 0
 
     @property
     def kills(self) -> int:
@@ -70,7 +72,9 @@ class Supervisor:
             member.process = None
             if self._pack.stopping.is_set():
                 return
-            if member.kills == killed:
+            if code == UNAVAILABLE:  # its server is away; another try will find it
+                await asyncio.sleep(0.5)
+            elif member.kills == killed:
                 self.errors.append(f"{name} ended by itself with {code} after {told} lines: {said}")
                 if len(self.errors) > 20:
                     return
@@ -78,9 +82,16 @@ class Supervisor:
             await asyncio.sleep(0.05)
 
     async def chaos(self, chance: random.Random, *, kills: int, every: float) -> None:
-        """Kill services that are up, at random times about *every* seconds, until there were *kills*."""
+        """Kill services that are up, at random times about *every* seconds, until there were *kills*.
+
+        The demo's own server is killed too, after a third and after two thirds of them.
+        """
+        troubled = 0
         while self.kills < kills and not self._pack.stopping.is_set():
             await asyncio.sleep(every * chance.uniform(0.3, 1.7))
+            if self.kills * 3 >= kills * (troubled + 1):
+                troubled += 1
+                self.server_kills += await self._premises.trouble()
             up = [member for member in self.members.values() if member.ready.is_set() and member.process]
             if up:
                 self._kill(chance.choice(up))
@@ -103,14 +114,17 @@ class Supervisor:
             signal_process(member.process, signal.SIGKILL)
 
     async def _start(self, name: str) -> Process:
-        arguments: Sequence[str] = ["-m", "tidewire.cli.demo.worker", name, str(self._directory)]
+        arguments: Sequence[str] = ["-m", "tidewire.cli.demo.worker", name]
+        places = {"TIDEWIRE_BROKER": self._premises.broker, "TIDEWIRE_STORE": self._premises.stores[name]}
         descriptor = self._listener.fileno()
         if name == "orders":
             arguments = [*arguments, "--listen-on", str(descriptor)]
         if self._plant:
             arguments = [*arguments, "--plant", self._plant]
         listening = (descriptor,) if name == "orders" else ()
-        return await self._pack.start([sys.executable, *arguments], stdout=PIPE, stderr=PIPE, pass_fds=listening)
+        return await self._pack.start(
+            [sys.executable, *arguments], stdout=PIPE, stderr=PIPE, pass_fds=listening, environment=places
+        )
 
     async def _listen(self, member: Member, process: Process) -> int:
         """Take in what the process tells, until it ends; return the number of lines."""

@@ -1,5 +1,6 @@
-"""One service of the shop as a process of its own: ``python -m tidewire.cli.demo.worker SERVICE DIRECTORY …``.
+"""One service of the shop as a process of its own: ``python -m tidewire.cli.demo.worker SERVICE …``.
 
+Its broker and its store are in the environment, as those of any service, where no list of processes shows them.
 Started and killed by the supervisor; tells it on standard output, a line of JSON at a time, what it has done.
 """
 
@@ -17,17 +18,18 @@ from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
-from tidewire import Options, Running, running, transaction
+from tidewire import Options, Running, running
 from tidewire.cli.demo.door import Door, serve_door
 from tidewire.cli.demo.plants import PLANTS, plant
-from tidewire.cli.demo.shop.services import SERVICES, TABLES
+from tidewire.cli.demo.shop.services import SERVICES
 from tidewire.cli.demo.supervisor import PATIENCE
+from tidewire.cli.exits import UNAVAILABLE
 from tidewire.cli.processes import follow_parent
+from tidewire.config import open_store, open_transport, settings_from
+from tidewire.errors import StoreUnavailable, TransportUnavailable
 from tidewire.model import Fact
 from tidewire.protocols import Store
 from tidewire.runtime.parts import Parts
-from tidewire.stores.sqlite import open_sqlite_store
-from tidewire.transports.sqlite import open_sqlite_transport
 
 __all__ = ["OPTIONS", "main"]
 
@@ -60,32 +62,33 @@ class Teller:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one service until SIGTERM."""
+    """Run one service until SIGTERM; `UNAVAILABLE` where its server is away as it starts."""
     parser = argparse.ArgumentParser(prog="tidewire.cli.demo.worker")
     parser.add_argument("service", choices=sorted(SERVICES))
-    parser.add_argument("directory", type=Path)
     parser.add_argument("--listen-on", type=int, metavar="FD", help="the open socket of the door")
     parser.add_argument("--plant", choices=PLANTS)
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.CRITICAL)
     follow_parent(PATIENCE.longest)
-    asyncio.run(_serve(arguments))
+    try:
+        asyncio.run(_serve(arguments))
+    except (StoreUnavailable, TransportUnavailable) as error:
+        print(error, file=sys.stderr)
+        return UNAVAILABLE
     return 0
 
 
 async def _serve(arguments: argparse.Namespace) -> None:
-    name, directory = arguments.service, arguments.directory
+    name: str = arguments.service
+    settings = settings_from(directory=Path(__file__).parent)  # whatever lies where the demo is run is not for it
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     teller = Teller()
     async with (
-        open_sqlite_transport(directory / "broker.db") as transport,
-        open_sqlite_store(directory / f"{name}.db") as store,
+        open_transport(settings.broker) as transport,
+        open_store(settings.store) as store,
     ):
-        async with transaction(store) as tx:
-            for table in TABLES[name]:
-                await tx.execute(table)
         broker, database = plant(arguments.plant or "", transport, store)
         parts = Parts(observer=teller)
         async with (

@@ -5,12 +5,13 @@ from __future__ import annotations
 from tidewire import Context, Reject, Service
 from tidewire.cli.demo.shop.events import ParcelShipped, PaymentRefused
 from tidewire.cli.demo.shop.parts import PATIENT, outside_fails
+from tidewire.cli.demo.shop.tables import in_both
 
 notifications = Service("notifications")
 
-TABLES = (
+TABLES = in_both(
     """CREATE TABLE IF NOT EXISTS notices (
-        id INTEGER PRIMARY KEY, order_id TEXT NOT NULL, customer_id TEXT NOT NULL, number INTEGER NOT NULL,
+        id {counted}, order_id TEXT NOT NULL, customer_id TEXT NOT NULL, number {whole} NOT NULL,
         kind TEXT NOT NULL)""",
 )
 
@@ -33,6 +34,6 @@ async def tell(news: ParcelShipped | PaymentRefused, kind: str, context: Context
         raise Reject(f"no mail server for {news.email.rpartition('@')[2]}")
     outside_fails("the mail server", news.order_id, context.attempt)
     await context.tx.execute(
-        "INSERT INTO notices (order_id, customer_id, number, kind) VALUES (?, ?, ?, ?)",
+        "INSERT INTO notices (order_id, customer_id, number, kind) VALUES ($1, $2, $3, $4)",
         (news.order_id, news.customer_id, news.number, kind),
     )

@@ -7,12 +7,13 @@ from decimal import Decimal
 from tidewire import Context, Service
 from tidewire.cli.demo.shop.events import OrderAccepted, PaymentRefused, PaymentTaken
 from tidewire.cli.demo.shop.parts import PATIENT, outside_fails
+from tidewire.cli.demo.shop.tables import in_both
 
 payments = Service("payments")
 
-TABLES = (
+TABLES = in_both(
     """CREATE TABLE IF NOT EXISTS payments (
-        id INTEGER PRIMARY KEY, order_id TEXT NOT NULL, customer_id TEXT NOT NULL, number INTEGER NOT NULL,
+        id {counted}, order_id TEXT NOT NULL, customer_id TEXT NOT NULL, number {whole} NOT NULL,
         amount TEXT NOT NULL, refused TEXT NOT NULL)""",
 )
 LIMIT = Decimal(5_000)
@@ -24,7 +25,7 @@ async def charge(order: OrderAccepted, context: Context) -> PaymentTaken | Payme
     outside_fails("the bank", order.order_id, context.attempt)
     refused = why_refused(order)
     await context.tx.execute(
-        "INSERT INTO payments (order_id, customer_id, number, amount, refused) VALUES (?, ?, ?, ?, ?)",
+        "INSERT INTO payments (order_id, customer_id, number, amount, refused) VALUES ($1, $2, $3, $4, $5)",
         (order.order_id, order.customer_id, order.number, str(order.total), refused),
     )
     if refused:

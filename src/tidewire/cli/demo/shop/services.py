@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tidewire import Service
 from tidewire.cli.demo.shop import inventory, notifications, orders, payments, shipping
+from tidewire.cli.demo.shop.tables import Tables
 
 __all__ = ["SERVICES", "TABLES"]
 
@@ -14,7 +15,7 @@ SERVICES: dict[str, Service] = {
     "shipping": shipping.shipping,
     "notifications": notifications.notifications,
 }
-TABLES: dict[str, tuple[str, ...]] = {
+TABLES: dict[str, Tables] = {
     "orders": orders.TABLES,
     "payments": payments.TABLES,
     "inventory": inventory.TABLES,
