@@ -234,15 +234,16 @@ class _State(msgspec.Struct, kw_only=True):
 
 
 def equal_replays(start: int, count: int, *, ground: str = "") -> list[int]:
-    """Run *count* seeds twice, in two processes with different hash seeds; return those that ran differently."""
+    """Run *count* seeds in two processes with different hash seeds; return those that ran differently."""
     command = [sys.executable, "-m", "tidewire.testing.simulation", "--signatures", f"{start}:{count}"]
     command += ["--ground", ground] if ground else []
-    found: list[list[str]] = []
-    for seed in ("1", "4242"):
-        done = subprocess.run(  # noqa: S603 - this very package, with numbers
-            ["/usr/bin/env", f"PYTHONHASHSEED={seed}", *command], check=True, capture_output=True, text=True
+    running = [
+        subprocess.Popen(  # noqa: S603 - this very package, with numbers
+            ["/usr/bin/env", f"PYTHONHASHSEED={seed}", *command], stdout=subprocess.PIPE, text=True
         )
-        found.append(done.stdout.split())
+        for seed in ("1", "4242")
+    ]
+    found = [process.communicate()[0].split() for process in running]
     assert len(found[0]) == len(found[1]) == count, "a process did not run all of its seeds"
     return [start + index for index, (one, other) in enumerate(zip(*found, strict=True)) if one != other]
 
