@@ -25,6 +25,7 @@ __all__ = ["Campaign", "Failure", "Totals", "equal_replays", "planted_run", "run
 
 WORLD_SECONDS_MAX = 300
 BATCH = 20
+_PATIENCE = 20
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Report).decode
 
@@ -152,7 +153,7 @@ class _Child:
             return None, []
         if os.WIFSIGNALED(status):
             number = os.WTERMSIG(status)
-            why = "hung" if number == signal.SIGALRM else f"died of signal {number}"
+            why = "hung" if number in (signal.SIGALRM, signal.SIGPROF) else f"died of signal {number}"
         else:
             why = f"the process ended with {os.WEXITSTATUS(status)}"
         return (left[0], _broken(left[0], why)), left[1:]
@@ -167,7 +168,8 @@ def _serve(worlds: Sequence[World], pipe: int, run: Callable[[World], Report], *
     status = 1
     try:
         for world in worlds:
-            signal.alarm(seconds_max)
+            signal.setitimer(signal.ITIMER_PROF, seconds_max)  # of the processor: others may want it too
+            signal.alarm(seconds_max * _PATIENCE)
             line = _encode(run(world)) + b"\n"
             while line:
                 line = line[os.write(pipe, line) :]
