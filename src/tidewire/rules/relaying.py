@@ -83,6 +83,10 @@ class Traffic:
         """Let nothing of *place* leave before *until*."""
         self._rests[place] = max(until, self._rests.get(place, until))
 
+    def rests(self, place: Place, now: float) -> bool:
+        """Whether *place* itself rests."""
+        return self._rests.get(place, now) > now
+
     def resting(self, now: float) -> float | None:
         """Return how many seconds the first rest still takes, or None: nothing rests. Forgets those that are over."""
         for place in [place for place, until in self._rests.items() if until <= now]:

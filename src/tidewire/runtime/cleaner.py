@@ -13,8 +13,8 @@ from tidewire.rules.letters import DEDUP_WINDOW
 
 __all__ = ["Cleaner"]
 
-_NAME, _RULE = "tidewire.cleaner", "every 10 s"
-_EVERY, _AGAIN = timedelta(seconds=10), timedelta(milliseconds=100)
+_NAME, _RULE = "tidewire.cleaner", "every minute"
+_EVERY, _IDLE, _AGAIN = timedelta(minutes=1), timedelta(hours=1), timedelta(milliseconds=100)
 _ROWS = 1_000
 _LONG = timedelta(minutes=1)
 _logger = logging.getLogger("tidewire.store")
@@ -29,28 +29,30 @@ class Cleaner:
         self._lease = lease
         self._clock = clock
         self._at = 0
+        self._more = False
 
-    async def clean(self) -> timedelta:
-        """Prune one batch if that is due and nobody else does it; return how long there is nothing to do.
-
-        Soon again while there are more, or they would grow for ever.
+    async def clean(self) -> timedelta | None:
+        """Prune one batch if that is due and nobody else does it. Nobody needs to come back for more, or, while there
+        are more, as soon as is returned: they would grow for ever.
 
         Raises:
             StoreUnavailable: nothing was pruned, or it is not written down that it was.
         """
         ticks = self._clock.ticks()
-        if ticks < self._at:
-            return timedelta(microseconds=(self._at - ticks) // 1_000)
-        wait = min(await self._turn(), _EVERY)
-        self._at = ticks + wait // timedelta(microseconds=1) * 1_000
-        return wait
+        if ticks >= self._at:
+            wait = min(await self._turn(), _IDLE)
+            self._more = wait <= _AGAIN
+            self._at = ticks + wait // timedelta(microseconds=1) * 1_000
+        return _AGAIN if self._more else None
 
-    async def _look_for_writers(self) -> None:
-        """Warn of a transaction that has been open for long: behind it, everybody gets slower."""
-        if isinstance(self._store, SeesWriters):
-            age = await self._store.oldest_write()
-            if age is not None and age > _LONG:
-                _logger.warning("tidewire.store.long_transaction", extra={"age_s": round(age.total_seconds(), 1)})
+    async def _looked_for_writers(self) -> bool:
+        """Warn of a transaction that has been open for long: behind it, everybody gets slower. False: not here."""
+        if not isinstance(self._store, SeesWriters):
+            return False
+        age = await self._store.oldest_write()
+        if age is not None and age > _LONG:
+            _logger.warning("tidewire.store.long_transaction", extra={"age_s": round(age.total_seconds(), 1)})
+        return True
 
     async def _turn(self) -> timedelta:
         now = self._clock.now_us()
@@ -60,8 +62,7 @@ class Cleaner:
         if due > now or not mine:
             return timedelta(microseconds=max(due - now, 0)) or _EVERY
         gone = await self._store.inbox.prune(now - DEDUP_WINDOW // timedelta(microseconds=1), _ROWS)
-        await self._look_for_writers()
-        wait = _AGAIN if gone >= _ROWS else _EVERY
+        wait = _AGAIN if gone >= _ROWS else _EVERY if await self._looked_for_writers() or gone else _IDLE
         unit = self._store.unit(label=_NAME)
         try:
             to = now + wait // timedelta(microseconds=1)

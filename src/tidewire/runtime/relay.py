@@ -139,7 +139,7 @@ class Relay:
         if not await self._lease():
             await self._pause((self._lease_for / 8).total_seconds())
             return
-        longest = min(self._lease_for / 4, await self._cleaner.clean())
+        longest = await self._cleaner.clean() or self._lease_for / 4
         self._moved.clear()
         await self._send(flights)
         if not self._traffic.rows:
@@ -219,6 +219,8 @@ class Relay:
                 fields = {"event_id": row.message.id, "reason": receipt.reason}
                 _logger.error("tidewire.relay.quarantined", extra=fields)
         for topic, reason in waiting.items():
+            if self._traffic.rests(topic, self._now()):
+                continue  # a flight that was on its way with the first one says the same
             outages = self._outages_of.get(topic, 0)
             self._outages_of[topic] = outages + 1
             delay = self._rest(topic, outages)
