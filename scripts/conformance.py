@@ -89,6 +89,7 @@ SEAMS = (
         {
             "`memory://`": "tests/stores/test_conformance_memory_store.py",
             "`sqlite:///`": "tests/stores/test_conformance_sqlite_store.py",
+            "`postgresql://`": "tests/stores/test_conformance_postgres_store.py",
         },
     ),
     Seam(

@@ -205,7 +205,10 @@ async def test_a_claim_ends_when_it_is_large_enough(bench: Bench) -> None:
 
 
 async def test_nothing_is_missed_behind_the_cursor(bench: Bench) -> None:
-    """OX-1, PB-21: with writers that commit and roll back at the same time, a reader who only goes forward sees all."""
+    """OX-1, PB-21: with writers that commit and roll back at the same time, a reader who only goes forward sees all.
+
+    Where the outbox has partitions, one who begins at the beginning each time, and leaves out what it has seen.
+    """
     await _writers_and_a_cursor(bench, [bench.store] * 4)
 
 
@@ -239,7 +242,10 @@ async def _writers_and_a_cursor(bench: Bench, stores: Sequence[Store], *, reader
         assert await home.backlog.lease("relay", HOUR)
         while True:
             last = writing == 0
-            batch = await home.backlog.claim("relay", after=seen[-1].row if seen else 0, limit=7)
+            if bench.site.partitioned:  # a lower row may become visible later: its reader begins at the beginning
+                batch = await home.backlog.claim("relay", after=0, limit=7, without={row.row for row in seen})
+            else:
+                batch = await home.backlog.claim("relay", after=seen[-1].row if seen else 0, limit=7)
             seen.extend(batch)
             if last and not batch:
                 return
