@@ -7,13 +7,15 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
-from tidewire import Context, Reject, Service, event, running
+from tidewire import Context, Reject, Service, event, open_publisher, running
 from tidewire.cli import exits
 from tidewire.config import open_transport
 from tidewire.runtime.serve import Options
@@ -96,3 +98,65 @@ def test_doctor_says_what_a_broker_on_postgresql_is(run: Run, postgresql_url: st
 def test_a_broker_without_tables_is_not_made_by_looking(run: Run) -> None:
     """Whoever only looks is told how the tables come about."""
     assert "no tables yet" in run("topics", code=exits.USAGE)
+
+
+SHOP = """
+from tidewire import Context, Service, event
+
+@event("shop.order.placed", key="order_id")
+class OrderPlaced:
+    order_id: str
+
+billing = Service("billing")
+
+@billing.on(OrderPlaced)
+async def charge(order: OrderPlaced, context: Context) -> None:
+    await context.tx.execute("INSERT INTO paid (id) VALUES ($1)", (order.order_id,))
+"""
+
+
+def test_two_processes_share_the_work_and_one_may_die(postgresql_url: str, tmp_path: Path) -> None:
+    """Two `tidewire run` on one database, broker and store in one: one is killed, and every order is paid once."""
+    (tmp_path / "shop.py").write_text(SHOP)
+    environment = {**os.environ, "TIDEWIRE_BROKER": postgresql_url, "TIDEWIRE_STORE": postgresql_url}
+    command = [sys.executable, "-m", "tidewire.cli", "run", "shop:billing", "--provision"]
+
+    def paid() -> tuple[int, int]:
+        with psycopg.connect(postgresql_url) as connection:
+            row = connection.execute("SELECT count(*), count(DISTINCT id) FROM paid").fetchone()
+        assert row is not None
+        return row
+
+    async def life() -> None:
+        async with open_transport(postgresql_url) as broker, open_publisher("web", transport=broker) as publisher:
+            inspector: Any = broker
+            while len(await _owners(inspector)) < 2:  # noqa: ASYNC110 - other processes know no asyncio.Event
+                await asyncio.sleep(0.05)
+            for number in range(200):
+                await publisher.publish(OrderPlaced(str(number)))
+                if number == 60:
+                    processes[0].kill()
+
+    with psycopg.connect(postgresql_url, autocommit=True) as connection:
+        connection.execute("CREATE TABLE paid (id text)")
+    with (tmp_path / "log").open("wb") as log:
+        processes = [
+            subprocess.Popen(command, cwd=tmp_path, env={**environment, "TIDEWIRE_LEASE": "1"}, stdout=log, stderr=log)
+            for _ in range(2)
+        ]
+        try:
+            asyncio.run(asyncio.wait_for(life(), 60))
+            deadline = time.monotonic() + 60
+            while paid()[1] < 200 and time.monotonic() < deadline:
+                time.sleep(0.1)
+            processes[1].terminate()
+            assert 0 == processes[1].wait(30)
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+    assert (200, 200) == paid(), (tmp_path / "log").read_text()
+
+
+async def _owners(inspector: Any) -> set[str]:
+    return {owner for group in await inspector.groups() for owner in group.owners.values()}
