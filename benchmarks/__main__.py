@@ -73,7 +73,7 @@ def main() -> int:
     if "relay" in wanted:
         figures += show(relay(rounds, scale))
     if "postgres-relay" in wanted:
-        figures += show(postgres_relay(rounds, scale))
+        figures += show(_with_server(lambda: postgres_relay(rounds, scale)))
     if "latency" in wanted:
         figures += show(latency(scale))
     if "growth" in wanted:

@@ -6,20 +6,19 @@ On the server that ``TIDEWIRE_TEST_POSTGRESQL`` names, else on a private one wit
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import psycopg
+from scripts.postgres_server import VARIABLE, private_server
 
 from benchmarks.measure import Figure, Sample, sample
 from benchmarks.native import NativeLog
@@ -52,11 +51,8 @@ Opened = Callable[[Path], AbstractAsyncContextManager[Any]]
 
 
 def postgres_relay(rounds: int, scale: float) -> list[Figure]:
-    """Measure on one server; nothing where there is none."""
+    """Measure on the server of services-up, or on a private one that syncs every commit."""
     with _server() as url:
-        if url is None:
-            print("PostgreSQL: NOT MEASURED, no server can be had here")
-            return []
         return [
             _drained(url, "to the embedded broker", _broker, least=5_200, rounds=rounds, scale=scale),
             _drained(url, "to a null publisher", _null, least=20_000, rounds=rounds, scale=scale),
@@ -65,22 +61,13 @@ def postgres_relay(rounds: int, scale: float) -> list[Figure]:
         ]
 
 
-@contextlib.contextmanager
-def _server() -> Iterator[str | None]:
-    given = os.environ.get("TIDEWIRE_TEST_POSTGRESQL")
-    if given:
+@contextmanager
+def _server() -> Iterator[str]:
+    if given := os.environ.get(VARIABLE):
         yield given
-        return
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
-    from postgres_server import NoServer, private_server
-
-    with contextlib.ExitStack() as stack:
-        try:
-            server = stack.enter_context(private_server(durable=True))
-        except NoServer:
-            yield None
-            return
-        yield server.url
+    else:
+        with private_server(durable=True) as server:
+            yield server.url
 
 
 @asynccontextmanager

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 from fault_rounds import NotPossible
+
+from tidewire.testing.servers.postgresql import NoServer, private_server
 
 __all__ = ["campaign_server"]
 
@@ -19,9 +19,6 @@ def campaign_server() -> Iterator[str]:
     Raises:
         NotPossible: none can be had here.
     """
-    sys.path.append(str(Path(__file__).parents[2] / "scripts"))
-    from postgres_server import NoServer, private_server
-
     with contextlib.ExitStack() as stack:
         try:
             server = stack.enter_context(private_server(durable=True))
