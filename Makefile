@@ -59,11 +59,13 @@ bench: $(STAMPS)/test ## measure beside a native twin; writes build/bench.json
 faults: $(STAMPS)/test ## long fault tests: power loss, kill -9, hostile bytes; writes build/faults.json
 	.venv/bin/python tests/faults/campaign.py $(CAMPAIGN) --seconds $(SECONDS)
 
-services-up: $(STAMPS)/test ## start a private PostgreSQL for tests and benchmarks; writes build/services.env
+services-up: $(STAMPS)/test ## start private servers for tests and benchmarks; writes build/services.env
 	@scripts/services.sh
 	@.venv/bin/python scripts/postgres_server.py up
+	@.venv/bin/python scripts/kafka_server.py up
 
 services-down: $(STAMPS)/test ## stop what services-up started
+	@.venv/bin/python scripts/kafka_server.py down
 	@.venv/bin/python scripts/postgres_server.py down
 
 docs: $(STAMPS)/docs ## the docs site, whole and offline, in build/site

@@ -1,7 +1,7 @@
 """What every test run prints at its end: what was *not* proven, counted, so that a skip is never silent.
 
-And the PostgreSQL that tests share: the one that TIDEWIRE_TEST_POSTGRESQL names, else a private one, which the first
-test that asks for it starts and the end of the run stops.
+And the servers that tests share, PostgreSQL and Apache Kafka: those that TIDEWIRE_TEST_POSTGRESQL and
+TIDEWIRE_TEST_KAFKA name, else private ones, which the first test that asks for one starts and the end of the run stops.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
+import kafka_server as kafka
 import pytest
 from postgres_server import VARIABLE, NoServer, private_server
 
@@ -69,3 +70,23 @@ def postgresql_url(postgresql_server: str) -> Iterator[str]:
     yield urlsplit(postgresql_server)._replace(path=f"/{name}").geturl()
     with psycopg.connect(postgresql_server, autocommit=True) as connection:
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
+
+
+@pytest.fixture(scope="session")
+def kafka_server() -> Iterator[kafka.KafkaServer]:
+    """A private Apache Kafka that tests may kill, pause and restart; skips where none can be had."""
+    with contextlib.ExitStack() as stack:
+        try:
+            server = stack.enter_context(kafka.private_kafka())
+        except kafka.NoServer as error:
+            pytest.skip(f"not proven: needs an Apache Kafka server: {error}")
+        yield server
+
+
+@pytest.fixture
+def kafka_url(request: pytest.FixtureRequest) -> str:
+    """The URL of an Apache Kafka that a test shares with others and leaves as it is."""
+    if given := os.environ.get(kafka.VARIABLE):
+        return given
+    server: kafka.KafkaServer = request.getfixturevalue("kafka_server")
+    return server.url

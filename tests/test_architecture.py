@@ -46,6 +46,7 @@ SEPARATE = frozenset({"transports", "stores", "registries", "middleware"})
 
 # Other people's packages, and where they may be imported; msgspec may be used everywhere.
 CLIENTS: dict[str, str | tuple[str, ...]] = {
+    "confluent_kafka": "tidewire.transports.kafka.",  # the client of Apache Kafka
     "cronsim": "tidewire.rules.recurrence",  # cron expressions, for whoever asks for tidewire[cron]
     "hypothesis": "tidewire.testing.codecs.",  # bodies nobody thought of, for whoever holds a codec to the suite
     # The driver of the store in PostgreSQL, and a cursor of our own on a caller's connection.
