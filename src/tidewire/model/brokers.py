@@ -62,7 +62,8 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     *native_attempts*: the broker counts hand-outs itself · *replay* of what is settled · *delay_max*: longest
     native delay, None for any · *lease*: a silent member loses its lanes after a finite time · *batch_max*: most
     messages of a native call, None for any · *durability* of ``stored`` · *message_bytes_max*: body and headers ·
-    *settle_window*: how long a delivery may stay unsettled, None for ever.
+    *settle_window*: how long a delivery may stay unsettled, None for ever · *size_cap*: a topic can have a size at
+    which publishes are refused; else a `TopicSpec` with one is a conflict.
     """
 
     order: bool
@@ -77,6 +78,7 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     durability: Literal["none", "os", "fsync", "replicated"]
     message_bytes_max: int
     settle_window: timedelta | None
+    size_cap: bool = True
 
 
 class Stats(msgspec.Struct, frozen=True, kw_only=True):

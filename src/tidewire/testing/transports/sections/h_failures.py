@@ -49,6 +49,7 @@ async def test_clock_skew_5_minutes(bench: Bench) -> None:
 
 async def test_full_topic_refuses_and_recovers(bench: Bench) -> None:
     """CF-96: a topic at its cap refuses a publish as full, naming who holds it back, and takes more when it may."""
+    bench.need(size_cap=bench.capabilities.size_cap)
     await bench.provision(cap=20_000)
     messages = [msgspec.structs.replace(one, body=bytes(1000)) for one in bench.messages(60, keys=["a"])]
     receipts = await bench.transport.publish(messages)
@@ -66,6 +67,7 @@ async def test_full_topic_refuses_and_recovers(bench: Bench) -> None:
 
 async def test_dead_letters_and_retries_pass_a_full_topic(bench: Bench) -> None:
     """CF-96: while a topic is full its groups can still settle, retry and give up."""
+    bench.need(size_cap=bench.capabilities.size_cap)
     await bench.provision(cap=5_000)
     messages = [msgspec.structs.replace(one, body=bytes(1000)) for one in bench.messages(10, keys=["a"])]
     receipts = await bench.transport.publish(messages)
