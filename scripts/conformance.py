@@ -70,6 +70,7 @@ SEAMS = (
             "`memory://`": "tests/transports/test_conformance_memory.py",
             "`sqlite:///`": "tests/transports/test_conformance_sqlite.py",
             "`postgresql://`": "tests/transports/test_conformance_postgres.py",
+            "`kafka://` (Apache Kafka 4.1)": "tests/transports/test_conformance_kafka.py",
             "`directory:///` (example)": "examples/directory-broker/tests/test_conformance_directory.py",
         },
     ),

@@ -25,6 +25,10 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     ("positional", "src/tidewire/transports/memory/"): "as the seams: topic and group name one thing",
     ("positional", "src/tidewire/transports/postgres/session.py::Bounded.wait"): "as psycopg declares it",
     ("positional", "src/tidewire/kit/sqllog/"): "rows are named by (sub, lane) and written on a connection",
+    (
+        "positional",
+        "src/tidewire/transports/kafka/",
+    ): "a partition is a log and a number; callbacks have the library's shape",
     ("positional", "src/tidewire/operations/"): "where one acts, whose it is, which ones: said in that order",
     ("positional", "src/tidewire/kit/sqlite_errors.py"): "error, place, classes: the table's row",
     ("positional", "src/tidewire/rules/outgoing.py"): "source, id, handler, ordinal are the cause's one name",
@@ -56,6 +60,10 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     ("typing", "src/tidewire/kit/sqllog/"): "SQL parameters and rows",
     ("typing", "src/tidewire/transports/sqlite/"): "SQL parameters and rows",
     ("typing", "src/tidewire/transports/postgres/"): "SQL parameters and rows",
+    (
+        "typing",
+        "src/tidewire/transports/kafka/library.py",
+    ): "confluent-kafka re-exports its admin values unsaid, and types them loosely",
     ("typing", "src/tidewire/config.py"): "difflib's stub wants a list of texts; an entry point is whatever it names",
     (
         "broad except",

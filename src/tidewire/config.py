@@ -51,7 +51,7 @@ OpenStore: TypeAlias = Callable[..., AbstractAsyncContextManager[Store]]
 """What an entry point of the group ``tidewire.stores`` names: called with the URL and ``create= clock= poll=``."""
 
 _BUILT_IN = ("memory", "sqlite")
-_LATER = {"kafka", "amqp", "amqps", "nats", "redis", "sns+sqs", "eventbridge", "mysql"}
+_LATER = {"amqp", "amqps", "nats", "redis", "sns+sqs", "eventbridge", "mysql"}
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -144,8 +144,8 @@ def settings_and_origins(
 
 def open_transport(url: str, *, create: bool = True) -> AbstractAsyncContextManager[Transport]:
     """Return the context manager that opens the broker at *url*: ``memory://``, ``sqlite:///path``,
-    ``postgresql://user@host/database``, or what a package provides: the entry point of the group
-    ``tidewire.transports`` whose name is the scheme.
+    ``postgresql://user@host/database``, ``kafka://host:9092``, or what a package provides: the entry point of the
+    group ``tidewire.transports`` whose name is the scheme.
 
     Without *create* a file that is not there, or a database without our tables, is refused, for whoever only looks.
 
@@ -161,6 +161,12 @@ def open_transport(url: str, *, create: bool = True) -> AbstractAsyncContextMana
         except ImportError as error:
             raise MissingExtra("a broker in PostgreSQL needs psycopg", hint="pip install tidewire[postgres]") from error
         return open_postgres_transport(url, create=create)
+    if scheme == "kafka":
+        try:
+            from tidewire.transports.kafka import open_kafka_transport
+        except ImportError as error:
+            raise MissingExtra("kafka:// needs confluent-kafka", hint="pip install tidewire[kafka]") from error
+        return open_kafka_transport(url)
     if scheme not in _BUILT_IN:
         provided: OpenTransport = _provided(url, "broker", "tidewire.transports")
         return provided(url, create=create)
@@ -377,14 +383,13 @@ def colour_refused(environ: Mapping[str, str] | None = None) -> bool:
 
 
 def masked(url: str) -> str:
-    """Return *url* without its password, for people to read."""
+    """Return *url* without its password, and without those in its query, for people to read."""
     try:
-        parts = urlsplit(url)
-        password = parts.password
+        password = urlsplit(url).password
     except ValueError:
         return "<not a url>"
     shown = url.replace(f":{password}@", ":***@") if password else url
-    return re.sub(r"(?i)([?&](?:ssl)?password=)[^&#]*", r"\1***", shown)
+    return re.sub(r"(?i)((?:password|secret)[^=&]*=)[^&#]*", r"\1***", shown)
 
 
 def _scheme(url: str, what: str) -> str:

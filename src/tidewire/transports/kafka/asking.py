@@ -1,0 +1,350 @@
+"""Questions to the broker, and orders that are no messages: asked in a thread, answered whole, in time or not."""
+
+# The library's admin calls return futures of what its type stubs leave open.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import TypeVar
+
+import msgspec
+from confluent_kafka import (
+    OFFSET_INVALID,
+    Consumer,
+    ConsumerGroupTopicPartitions,
+    KafkaError,
+    KafkaException,
+    TopicPartition,
+)
+
+from tidewire.errors import TransportError, TransportRefused, TransportUnavailable
+from tidewire.kit.threads import to_the_end
+from tidewire.model import Address
+from tidewire.protocols import Clock
+from tidewire.transports.kafka.errors import code_of, translated
+from tidewire.transports.kafka.library import AdminClient, ConfigResource, NewTopic, OffsetSpec, earliest, latest
+from tidewire.transports.kafka.settings import KafkaSettings, admin_conf, fetcher_conf
+from tidewire.transports.kafka.wire import Read, read_record, removal_in
+
+__all__ = ["Asker", "Place", "Record", "Span"]
+
+T = TypeVar("T")
+K = TypeVar("K")
+Place = tuple[str, int]
+_STEP = 0.05
+_OPEN = 0.25
+_SOON = frozenset(
+    {
+        *("COORDINATOR_LOAD_IN_PROGRESS", "COORDINATOR_NOT_AVAILABLE", "NOT_COORDINATOR", "NOT_CONTROLLER"),
+        *("NOT_LEADER_FOR_PARTITION", "LEADER_NOT_AVAILABLE", "OFFSET_NOT_AVAILABLE", "UNSTABLE_OFFSET_COMMIT"),
+        *("REQUEST_TIMED_OUT", "_TRANSPORT", "NETWORK_EXCEPTION"),
+    }
+)
+"""What a broker says that will answer in a moment."""
+
+
+class Span(msgspec.Struct, frozen=True):
+    """What to read of a partition: from *start* on, below *end*, at most *limit* records."""
+
+    start: int
+    end: int
+    limit: int
+
+
+class Record(msgspec.Struct, frozen=True, gc=False):
+    """A record that was read without consuming it. *removes*: it is a tombstone, for the record at this offset."""
+
+    offset: int
+    read: Read
+    key: bytes | None
+    removes: int | None
+
+
+class Asker:
+    """An admin client, and a reader that is a member of nothing. Made when they are first needed."""
+
+    def __init__(self, settings: KafkaSettings, name: str, clock: Clock) -> None:
+        self.settings = settings
+        self._name = name
+        self._clock = clock
+        self._admin: AdminClient | None = None
+        self._reader: Consumer | None = None
+        self._reading = asyncio.Lock()
+        self._refused: KafkaError | None = None
+        self._pause = threading.Event()
+
+    async def open(self) -> int:
+        """Reach the broker and return how many brokers there are.
+
+        Raises:
+            TransportRefused: it does not let us in.
+            TransportUnavailable: nobody answers.
+        """
+        return await to_the_end(self._reach)
+
+    def _reach(self) -> int:
+        try:
+            self._admin = AdminClient(admin_conf(self.settings, self._name), error_cb=self._on_error)
+        except KafkaException as error:
+            raise translated(error, self.settings.what) from error
+        end = self._clock.ticks() + int(min(self.settings.timeout, 10.0) * 1e9)
+        while True:
+            try:
+                return len(self._admin.list_topics(timeout=_OPEN).brokers)
+            except KafkaException as error:
+                if self._refused is not None:
+                    raise translated(self._refused, self.settings.what) from error
+                if self._clock.ticks() > end:
+                    raise translated(error, self.settings.what) from error
+            self._admin.poll(_STEP)
+
+    def _on_error(self, error: KafkaError) -> None:
+        if code_of(error) in ("_AUTHENTICATION", "SASL_AUTHENTICATION_FAILED", "_SSL"):
+            self._refused = error
+
+    async def _ask(self, question: Callable[[AdminClient], T], what: str) -> T:
+        admin = self._admin
+        assert admin is not None, "it is open"
+
+        def ask() -> T:
+            end = self._clock.ticks() + int(self.settings.timeout * 1e9)
+            while True:
+                try:
+                    return question(admin)
+                except KafkaException as error:
+                    if code_of(error) not in _SOON or self._clock.ticks() > end:
+                        raise translated(error, what) from error
+                except TimeoutError as error:
+                    raise TransportUnavailable(f"{what}: no answer in time") from error
+                self._pause.wait(_STEP)
+
+        return await asyncio.get_running_loop().run_in_executor(None, ask)
+
+    def _all(self, futures: Mapping[K, Future[T]]) -> dict[K, T]:
+        return {key: future.result(self.settings.timeout + 1.0) for key, future in futures.items()}
+
+    # --- topology -------------------------------------------------------------------------------------------------
+
+    async def partitions(self) -> dict[str, int]:
+        """Return how many partitions each topic has."""
+
+        def ask(admin: AdminClient) -> dict[str, int]:
+            topics = admin.list_topics(timeout=self.settings.timeout).topics
+            return {name: len(one.partitions) for name, one in topics.items() if one.error is None and one.partitions}
+
+        return await self._ask(ask, self.settings.what)
+
+    async def missing(self, names: Sequence[str]) -> list[str]:
+        """Return those of *names* that the broker says are not there."""
+
+        def ask(admin: AdminClient) -> list[str]:
+            found = {name: admin.list_topics(name, timeout=self.settings.timeout).topics.get(name) for name in names}
+            unknown = {name: one.error for name, one in found.items() if one is not None and one.error is not None}
+            return [name for name, error in unknown.items() if code_of(error) == "UNKNOWN_TOPIC_OR_PART"]
+
+        return await self._ask(ask, self.settings.what)
+
+    async def create(self, topics: Sequence[NewTopic]) -> dict[str, TransportError | None]:
+        """Create topics; say of each whether it was made now (None), or why not: one that is there is refused."""
+
+        def ask(admin: AdminClient) -> dict[str, TransportError | None]:
+            made: dict[str, TransportError | None] = {}
+            timeout = self.settings.timeout
+            for name, future in admin.create_topics(list(topics), operation_timeout=timeout).items():
+                try:
+                    future.result(timeout + 1.0)
+                    made[name] = None
+                except KafkaException as error:
+                    there = code_of(error) == "TOPIC_ALREADY_EXISTS"
+                    made[name] = TransportRefused("there") if there else translated(error, f"topic {name}")
+            return made
+
+        return await self._ask(ask, self.settings.what) if topics else {}
+
+    async def configs(self, names: Sequence[str]) -> dict[str, dict[str, str]]:
+        """Return the effective settings of topics."""
+
+        def ask(admin: AdminClient) -> dict[str, dict[str, str]]:
+            resources = [ConfigResource(ConfigResource.Type.TOPIC, name) for name in names]
+            found = self._all(admin.describe_configs(resources))
+            return {
+                resource.name: {name: str(entry.value) for name, entry in entries.items()}
+                for resource, entries in found.items()
+            }
+
+        return await self._ask(ask, self.settings.what) if names else {}
+
+    async def let_go(self, ends: Mapping[Place, int]) -> None:
+        """Remove records below an offset of each partition, for good."""
+
+        def ask(admin: AdminClient) -> None:
+            self._all(admin.delete_records([TopicPartition(log, part, end) for (log, part), end in ends.items()]))
+
+        if ends:
+            await self._ask(ask, "removing records")
+
+    async def has_modern_groups(self) -> bool:
+        """Whether the broker says that its groups may use the newer protocol; who may not ask uses the older one."""
+
+        def ask(admin: AdminClient) -> bool:
+            broker = str(next(iter(admin.list_topics(timeout=self.settings.timeout).brokers)))
+            (entries,) = self._all(
+                admin.describe_configs([ConfigResource(ConfigResource.Type.BROKER, broker)])
+            ).values()
+            protocols = entries.get("group.coordinator.rebalance.protocols")
+            return protocols is not None and "consumer" in str(protocols.value).split(",")
+
+        try:
+            return await self._ask(ask, self.settings.what)
+        except TransportRefused:
+            return False
+
+    # --- offsets --------------------------------------------------------------------------------------------------
+
+    async def offsets(self, places: Iterable[Place], spec: OffsetSpec) -> dict[Place, int]:
+        """Return an offset of each partition: its first, its end, or the first at or after a time."""
+        wanted = {TopicPartition(log, partition): spec for log, partition in places}
+
+        def ask(admin: AdminClient) -> dict[Place, int]:
+            found = self._all(admin.list_offsets(wanted))
+            return {(place.topic, place.partition): result.offset for place, result in found.items()}
+
+        return await self._ask(ask, "asking for offsets") if wanted else {}
+
+    async def ends(self, places: Iterable[Place]) -> dict[Place, int]:
+        """Return where each partition ends."""
+        return await self.offsets(places, latest())
+
+    async def begins(self, places: Iterable[Place]) -> dict[Place, int]:
+        """Return where each partition begins."""
+        return await self.offsets(places, earliest())
+
+    async def committed(self, wanted: Mapping[str, Sequence[Place]]) -> dict[str, dict[Place, tuple[int, str | None]]]:
+        """Return, for each group, the committed offset and metadata of each of its partitions that has one."""
+
+        def ask(admin: AdminClient) -> dict[str, dict[Place, tuple[int, str | None]]]:
+            futures: dict[str, Future[ConsumerGroupTopicPartitions]] = {}
+            for group, places in wanted.items():
+                partitions = [TopicPartition(log, partition) for log, partition in places]
+                futures.update(admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group, partitions)]))
+            return {
+                group: {
+                    (one.topic, one.partition): (one.offset, one.metadata)
+                    for one in found.topic_partitions or ()
+                    if one.error is None and one.offset != OFFSET_INVALID and one.offset >= 0
+                }
+                for group, found in self._all(futures).items()
+            }
+
+        return await self._ask(ask, f"group {', '.join(wanted)}") if wanted else {}
+
+    async def move(self, group: str, entries: Mapping[Place, tuple[int, str]]) -> None:
+        """Set the committed offsets of a group that has no members.
+
+        Raises:
+            TransportRefused: it has.
+        """
+        wanted = [TopicPartition(log, part, offset, text) for (log, part), (offset, text) in entries.items()]
+
+        def ask(admin: AdminClient) -> None:
+            request = [ConsumerGroupTopicPartitions(group, wanted)]
+            try:
+                (result,) = self._all(admin.alter_consumer_group_offsets(request)).values()
+            except KafkaException as error:
+                if code_of(error) in ("NON_EMPTY_GROUP", "UNKNOWN_MEMBER_ID", "STALE_MEMBER_EPOCH"):
+                    raise TransportRefused(f"group {group} has members", hint="stop them first") from error
+                raise
+            for one in result.topic_partitions:
+                if one.error is not None:
+                    raise KafkaException(one.error)
+
+        await self._ask(ask, f"group {group}")
+
+    async def members(self, groups: Sequence[str]) -> dict[str, dict[str, list[Place]]]:
+        """Return the live members of groups, by the names they gave, with the partitions they have."""
+
+        def ask(admin: AdminClient) -> dict[str, dict[str, list[Place]]]:
+            found: dict[str, dict[str, list[Place]]] = {}
+            for group, future in admin.describe_consumer_groups(list(groups)).items():
+                try:
+                    described = future.result(self.settings.timeout + 1.0)
+                except KafkaException as error:
+                    if code_of(error) != "GROUP_ID_NOT_FOUND":
+                        raise
+                    found[group] = {}
+                    continue
+                found[group] = {
+                    one.client_id: [
+                        (place.topic, place.partition)
+                        for place in (one.assignment.topic_partitions if one.assignment is not None else ())
+                    ]
+                    for one in described.members
+                }
+            return found
+
+        return await self._ask(ask, f"group {', '.join(groups)}") if groups else {}
+
+    # --- reading --------------------------------------------------------------------------------------------------
+
+    async def read(self, to: Mapping[str, Address], spans: Mapping[Place, Span]) -> dict[Place, list[Record]]:
+        """Read records without consuming them; *to* says what lies in each log."""
+        wanted = {place: span for place, span in spans.items() if span.start < span.end and span.limit > 0}
+        found: dict[Place, list[Record]] = {place: [] for place in spans}
+        if wanted:
+            async with self._reading:  # one client reads one thing at a time
+                await asyncio.get_running_loop().run_in_executor(None, self._read, to, wanted, found)
+        return found
+
+    def _read(self, to: Mapping[str, Address], spans: Mapping[Place, Span], found: dict[Place, list[Record]]) -> None:
+        if self._reader is None:
+            conf = fetcher_conf(self.settings, self._name, group="tidewire-look")
+            self._reader = Consumer({**conf, "enable.partition.eof": True, "fetch.wait.max.ms": 10})
+        reader = self._reader
+        open_ = dict(spans)
+        end = self._clock.ticks() + int(self.settings.timeout * 1e9)
+        reader.assign([TopicPartition(log, partition, span.start) for (log, partition), span in spans.items()])
+        try:
+            while open_:
+                first = reader.poll(_STEP)
+                for message in () if first is None else (first, *reader.consume(500, 0.0)):
+                    place = (message.topic() or "", message.partition() or 0)
+                    span, offset, error = open_.get(place), message.offset(), message.error()
+                    if span is None or offset is None:
+                        continue
+                    if error is not None:
+                        if code_of(error) not in (
+                            "_PARTITION_EOF",
+                            "_AUTO_OFFSET_RESET",
+                        ):  # the end, or let go meanwhile
+                            raise translated(error, place[0])
+                        del open_[place]
+                        continue
+                    if offset < span.end:
+                        headers = message.headers()
+                        read = read_record(
+                            to[place[0]],
+                            message.key(),
+                            value=message.value(),
+                            headers=headers,
+                            ms=message.timestamp()[1],
+                        )
+                        found[place].append(Record(offset, read, message.key(), removal_in(headers)))
+                    if offset + 1 >= span.end or len(found[place]) >= span.limit:
+                        del open_[place]
+                if open_ and self._clock.ticks() > end:
+                    raise TransportUnavailable("reading: no answer in time")
+        except KafkaException as error:
+            raise translated(error, "reading") from error
+        finally:
+            reader.unassign()
+
+    async def close(self) -> None:
+        """End both clients."""
+        self._admin = None
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            await to_the_end(reader.close)

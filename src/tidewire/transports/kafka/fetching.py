@@ -1,0 +1,196 @@
+"""Reading the partitions of our lanes: one client, one thread, one wake-up of the event loop a batch."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+import msgspec
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from tidewire.errors import TransportError
+from tidewire.kit.bell import Bell
+from tidewire.model import Address
+from tidewire.transports.kafka.errors import code_of, translated
+from tidewire.transports.kafka.settings import Conf
+from tidewire.transports.kafka.wire import Read, read_record
+
+__all__ = ["Fetched", "Fetcher", "Source"]
+
+_logger = logging.getLogger("tidewire.kafka")
+_IDLE = 0.02
+_BATCH = 500
+_END = frozenset({"UNKNOWN_TOPIC_OR_PART", "_UNKNOWN_TOPIC", "_UNKNOWN_PARTITION", "TOPIC_AUTHORIZATION_FAILED"})
+_GAP = frozenset({"_AUTO_OFFSET_RESET", "OFFSET_OUT_OF_RANGE"})
+
+
+class Source(msgspec.Struct, frozen=True):
+    """A partition that is read from *offset* on, for one *epoch* of its lane."""
+
+    log: str
+    partition: int
+    to: Address
+    epoch: int
+    offset: int
+
+
+class Fetched(msgspec.Struct, frozen=True, gc=False):
+    """One record of a source; *read* is None where retention has let go everything below *offset*."""
+
+    source: Source
+    offset: int
+    read: Read | None
+
+
+class Fetcher:
+    """The thread that reads. *hear* is called in the event loop, with what came together."""
+
+    def __init__(
+        self,
+        conf: Conf,
+        *,
+        timeout: float,
+        room: int,
+        hear: Callable[[Sequence[Fetched]], None],
+        failed: Callable[[TransportError], None],
+    ) -> None:
+        self._conf = conf
+        self._timeout = timeout
+        self._room = room
+        self._hear = hear
+        self._failed = failed
+        self._loop = asyncio.get_running_loop()
+        self._bell = Bell()
+        self._orders: deque[Callable[[Consumer], None]] = deque()
+        self._sources: dict[tuple[str, int], Source] = {}
+        self._ending = False
+        self._given = 0
+        self._taken = 0
+        self._thread = threading.Thread(target=self._run, name="tidewire-kafka-fetch", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def read(self, sources: Sequence[Source]) -> None:
+        """Read *sources* from now on."""
+        self._order(lambda consumer: self._assign(consumer, sources))
+
+    def drop(self, places: Sequence[tuple[str, int]]) -> None:
+        """Read these no more."""
+        self._order(lambda consumer: self._unassign(consumer, places))
+
+    def pause(self, log: str, partition: int) -> None:
+        """Read a partition no further, for a while."""
+        self._order(lambda consumer: self._if_read(log, partition, consumer.pause))
+
+    def resume(self, log: str, partition: int) -> None:
+        """Go on behind the last record that was passed on."""
+        self._order(lambda consumer: self._if_read(log, partition, consumer.resume))
+
+    def took(self, number: int) -> None:
+        """So many of what was passed on have left the buffer."""
+        self._taken += number
+        if self._given - self._taken + number >= self._room:
+            self._bell.ring()
+
+    def end(self) -> None:
+        """End soon. Returns at once."""
+        self._ending = True
+        self._bell.ring()
+
+    def join(self, seconds: float) -> bool:
+        """Wait for the end of the thread; False if it has not ended in time. Blocks."""
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def _order(self, order: Callable[[Consumer], None]) -> None:
+        self._orders.append(order)
+        self._bell.ring()
+
+    # --- in the thread --------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        consumer: Consumer | None = None
+        try:
+            consumer = Consumer({**self._conf, "error_cb": self._on_error})
+            while not self._ending:
+                while self._orders:
+                    self._orders.popleft()(consumer)
+                if not self._sources or self._given - self._taken >= self._room:
+                    self._bell.wait(_IDLE * 10)
+                    continue
+                if (first := consumer.poll(_IDLE)) is not None:  # a timed `consume` waits until it has them all
+                    self._pass_on(consumer, [first, *consumer.consume(_BATCH, 0.0)])
+        except KafkaException as error:
+            self._tell(self._failed, translated(error, "fetching"))
+        except TransportError as error:
+            self._tell(self._failed, error)
+        finally:
+            if consumer is not None:
+                consumer.close()
+
+    def _tell(self, function: Callable[..., object], *arguments: object) -> None:
+        with suppress(RuntimeError):  # the event loop is gone, and with it everybody who listens
+            self._loop.call_soon_threadsafe(function, *arguments)
+
+    def _on_error(self, error: KafkaError) -> None:
+        if code_of(error) in ("_AUTHENTICATION", "SASL_AUTHENTICATION_FAILED", "_SSL"):
+            self._tell(self._failed, translated(error, "fetching"))
+
+    def _pass_on(self, consumer: Consumer, messages: Sequence[Message]) -> None:
+        found: list[Fetched] = []
+        sources = self._sources
+        for message in messages:
+            log, partition, offset = message.topic(), message.partition(), message.offset()
+            source = None if log is None or partition is None else sources.get((log, partition))
+            error = message.error()
+            if error is not None:
+                self._hear_error(consumer, error, source, found)
+            elif source is not None and offset is not None:
+                read = read_record(
+                    source.to,
+                    message.key(),
+                    value=message.value(),
+                    headers=message.headers(),
+                    ms=message.timestamp()[1],
+                )
+                found.append(Fetched(source, offset, read))
+        if found:
+            self._given += len(found)
+            self._tell(self._hear, found)
+
+    def _hear_error(self, consumer: Consumer, error: KafkaError, source: Source | None, found: list[Fetched]) -> None:
+        code = code_of(error)
+        if code in _GAP and source is not None:
+            place = TopicPartition(source.log, source.partition)
+            low, _ = consumer.get_watermark_offsets(place, timeout=self._timeout)
+            _logger.error(
+                "tidewire.kafka.retention_gap",
+                extra={"topic": source.log, "partition": source.partition, "first_kept": low},
+            )
+            found.append(Fetched(source, low, None))
+            consumer.incremental_unassign([place])
+            consumer.incremental_assign([TopicPartition(source.log, source.partition, low)])
+        elif code in _END and source is not None:
+            raise translated(error, source.log)
+
+    def _assign(self, consumer: Consumer, sources: Sequence[Source]) -> None:
+        again = [TopicPartition(one.log, one.partition) for one in sources if (one.log, one.partition) in self._sources]
+        if again:
+            consumer.incremental_unassign(again)
+        self._sources.update({(one.log, one.partition): one for one in sources})
+        consumer.incremental_assign([TopicPartition(one.log, one.partition, one.offset) for one in sources])
+
+    def _unassign(self, consumer: Consumer, places: Sequence[tuple[str, int]]) -> None:
+        known = [place for place in places if self._sources.pop(place, None) is not None]
+        if known:
+            consumer.incremental_unassign([TopicPartition(log, partition) for log, partition in known])
+
+    def _if_read(self, log: str, partition: int, act: Callable[[list[TopicPartition]], None]) -> None:
+        if (log, partition) in self._sources:
+            act([TopicPartition(log, partition)])

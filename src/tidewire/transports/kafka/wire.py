@@ -1,0 +1,160 @@
+"""Messages as records and back: CloudEvents in binary mode (``ce_…`` headers), and what only tidewire reads.
+
+Every header comes back as it was written, by name and order. What a record has no place for travels in headers of our
+own, which are taken off again: ``tw-id`` and ``tw-source`` (where the event's own headers say something else),
+``tw-due`` and ``tw-at`` (microseconds), and ``tw-key`` in a dead letter, whose record key is its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeAlias
+
+import msgspec
+
+from tidewire.model import Address, DeadChannel, Message
+
+__all__ = ["MARKER", "Headers", "Read", "key_bytes", "read_record", "record_headers", "removal_in", "size_of"]
+
+Headers: TypeAlias = list[tuple[str, str | bytes | None]]
+Found: TypeAlias = Mapping[str, str | bytes | None] | Sequence[tuple[str, str | bytes | None]] | None
+"""What the client library says a record's headers are; it gives a list."""
+_ID, _SOURCE, _DUE, _AT, _KEY = "tw-id", "tw-source", "tw-due", "tw-at", "tw-key"
+_KEYLESS = "tw-keyless"
+MARKER = "tw-removed"
+"""A record with this header says that the dead letter of its key is removed."""
+_OURS = frozenset({_ID, _SOURCE, _DUE, _AT, _KEY, _KEYLESS, MARKER})
+_QUOTED = "tw-h-"
+_QUOTE = ("ce_", _QUOTED)
+_NAMES: dict[str, str] = {}
+_NAMES_MAX = 1_000
+
+
+class Read(msgspec.Struct, frozen=True, gc=False):
+    """A record as a message, with header values that are not text. *stored_at*: when the broker took it, as finely as
+    can be told (µs since 1970); *at*: when its publisher gave it away, which orders what lies in several partitions."""
+
+    message: Message
+    foreign: dict[str, bytes] | None
+    stored_at: int
+    at: int
+
+
+def key_bytes(key: str | None) -> bytes | None:
+    """Return the record key of a message's key.
+
+    Raises:
+        UnicodeEncodeError: it holds lone surrogates that no record has put there.
+    """
+    return None if key is None else key.encode("utf-8", "surrogateescape")
+
+
+def record_headers(message: Message, at: int) -> Headers:
+    """Return the headers of the record that *message* becomes; *at* is when we hand it over.
+
+    Raises:
+        UnicodeEncodeError: a header cannot be carried.
+    """
+    headers: Headers = []
+    ours = message.headers
+    for name, value in ours.items():
+        if name.startswith("ce-"):
+            headers.append(("ce_" + name[3:], value.encode()))
+        elif name.startswith(_QUOTE) or name in _OURS:
+            headers.append((_QUOTED + name, value.encode()))
+        else:
+            headers.append((name, value.encode()))
+    if message.id != ours.get("ce-id", ""):
+        headers.append((_ID, message.id.encode()))
+    if message.source != ours.get("ce-source", ""):
+        headers.append((_SOURCE, message.source.encode()))
+    if message.not_before is not None:
+        headers.append((_DUE, b"%d" % message.not_before))
+    if isinstance(message.to, DeadChannel):
+        headers.append((_KEYLESS, b"") if message.key is None else (_KEY, key_bytes(message.key)))
+    headers.append((_AT, b"%d" % at))
+    return headers
+
+
+def read_record(to: Address, key: bytes | None, *, value: bytes | None, headers: Found, ms: int) -> Read:
+    """Return what a record holds. Nothing in it can make this fail: foreign bytes are kept as bytes."""
+    ours: dict[str, str] = {}
+    own: dict[str, str] = {}
+    foreign: dict[str, bytes] | None = None
+    for wire_name, raw in _pairs(headers):
+        name = _NAMES.get(wire_name)
+        if name is None:
+            name = _name_of(wire_name)
+        data = raw if isinstance(raw, bytes) else b"" if raw is None else raw.encode()
+        try:
+            text = data.decode()
+        except UnicodeDecodeError:
+            foreign = {} if foreign is None else foreign
+            foreign[wire_name] = data
+            continue
+        if name:
+            ours[name] = text
+        elif wire_name:
+            own[wire_name] = text
+        else:
+            ours[""] = text
+    text_key = None if key is None else key.decode("utf-8", "surrogateescape")
+    if isinstance(to, DeadChannel):
+        text_key = None if _KEYLESS in own else own.get(_KEY, text_key)
+    at = _number(own.get(_AT))
+    base = ms * 1000
+    stored_at = base if at is None else min(max(at, base), base + 999)
+    id_, source = own.get(_ID), own.get(_SOURCE)
+    message = Message(
+        to,
+        ours.get("ce-id", "") if id_ is None else id_,
+        ours.get("ce-source", "") if source is None else source,
+        text_key,
+        ours,
+        value or b"",
+        _number(own.get(_DUE)),
+    )
+    return Read(message, foreign, stored_at, base if at is None else at)
+
+
+def _name_of(wire_name: str) -> str:
+    """Return our name for a header, nothing for one that only the adapter reads; remembered while there is room."""
+    if wire_name in _OURS:
+        name = ""
+    elif wire_name.startswith("ce_"):
+        name = "ce-" + wire_name[3:]
+    else:
+        name = wire_name.removeprefix(_QUOTED)
+    if len(_NAMES) < _NAMES_MAX:
+        _NAMES[wire_name] = name
+    return name
+
+
+def size_of(message: Message, enough: int) -> int:
+    """Return the bytes of body, header names and header values; a guess that is too high where it is below *enough*.
+
+    Raises:
+        UnicodeEncodeError: a header cannot be carried.
+    """
+    headers = message.headers
+    # A character has at most four bytes; counting them is left to those that come near.
+    guess = len(message.body) + 4 * (sum(map(len, headers)) + sum(map(len, headers.values())))
+    if guess < enough:
+        return guess
+    return len(message.body) + sum(len(name.encode()) + len(text.encode()) for name, text in headers.items())
+
+
+def removal_in(headers: Found) -> int | None:
+    """Return the offset of the dead letter that a record removes, or None: it removes none."""
+    for name, raw in _pairs(headers):
+        if name == MARKER:
+            return _number(raw.decode("ascii", "replace") if isinstance(raw, bytes) else str(raw))
+    return None
+
+
+def _pairs(headers: Found) -> Iterable[tuple[str, str | bytes | None]]:
+    return () if headers is None else headers.items() if isinstance(headers, Mapping) else headers
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text is not None and text.isascii() and text.isdigit() and len(text) < 19 else None
