@@ -16,6 +16,7 @@ from scripts.postgres_server import NoServer
 
 from benchmarks.commands import commands
 from benchmarks.growth import growth
+from benchmarks.kafka import kafka
 from benchmarks.latency import latency
 from benchmarks.measure import Figure
 from benchmarks.memory import memory
@@ -35,6 +36,7 @@ PARTS = (
     "growth",
     "memory",
     "commands",
+    "kafka",
     "postgres-store",
     "postgres-broker",
 )
@@ -86,6 +88,8 @@ def main() -> int:
         figures += show(_with_server(lambda: postgres_store(rounds, scale)))
     if "postgres-broker" in wanted:
         figures += show(_with_server(lambda: postgres_broker(rounds, scale)))
+    if "kafka" in wanted:
+        figures += show(kafka(rounds, scale))
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps([figure.as_json() for figure in figures], indent=1) + "\n")
     missed = [figure.name for figure in figures if figure.met is False]

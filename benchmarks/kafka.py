@@ -1,0 +1,211 @@
+"""Kafka beside its own client library: the same durability, the same events, what the framework adds."""
+
+import asyncio
+import os
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from scripts.kafka_server import VARIABLE, NoServer, private_kafka
+
+from benchmarks.measure import Figure, Sample, paired
+from benchmarks.throughput import counted
+from benchmarks.work import Counter, Line, order
+from tidewire import Options, Service, event, running
+from tidewire.chance import UUID7Ids
+from tidewire.model import GroupSpec, Message, Topic, TopicSpec
+
+__all__ = ["kafka"]
+
+_LANES = 4
+_TASKS = 64
+
+
+def kafka(rounds: int, scale: float) -> list[Figure]:
+    """Measure on the broker that TIDEWIRE_TEST_KAFKA names, else on a private one; nothing where there is none."""
+    if given := os.environ.get(VARIABLE):
+        return _measure(given, rounds, scale)
+    try:
+        with private_kafka() as server:
+            return _measure(server.url, rounds, scale)
+    except NoServer as error:
+        print(f"!!! NOT MEASURED: Kafka: {error}")
+        return []
+
+
+def _measure(url: str, rounds: int, scale: float) -> list[Figure]:
+    consumed, published = max(500, int(30_000 * scale)), max(500, int(20_000 * scale))
+    topic, messages = asyncio.run(_fill(url, consumed))
+    servers = url.removeprefix("kafka://").partition("?")[0]
+    return [
+        paired(
+            "kafka: consume, trivial handler",
+            ours=lambda: asyncio.run(_consume(url, topic, consumed)),
+            native=lambda: asyncio.run(_native_consume(servers, topic, consumed)),
+            rounds=rounds,
+            target=0.2,
+            cpu_max=20.0,
+        ),
+        paired(
+            "kafka: confirmed publish, 64 tasks",
+            ours=lambda: asyncio.run(_publish(url, messages[:published])),
+            native=lambda: asyncio.run(_native_publish(servers, messages[:published])),
+            rounds=rounds,
+            target=0.7,
+        ),
+    ]
+
+
+async def _fill(url: str, count: int) -> tuple[str, list[Message]]:
+    """Make a topic of our own with *count* events; return it and the messages."""
+    from tidewire.config import open_transport
+
+    async with open_transport(url) as transport:
+        service = Service("bench-fill")
+        async with running(service, transport=transport, options=Options(relay=False)) as app:
+            made = [app.publisher.message(order(number)) for number in range(count)]
+        topic = f"t{UUID7Ids().event_id()[-12:]}"
+        await transport.provision([TopicSpec(topic, _LANES)], [])
+        messages = [
+            Message(Topic(topic), one.id, one.source, one.key, {**one.headers, "ce-type": f"{topic}.placed"}, one.body)
+            for one in made
+        ]
+        receipts = await transport.publish(messages)
+        assert all(receipt.ok for receipt in receipts)
+    return topic, messages
+
+
+async def _consume(url: str, topic: str, count: int) -> Sample:
+    """Let a new group handle everything, from when its lanes are there."""
+    from tidewire.config import open_transport
+
+    group, counter = f"g{UUID7Ids().event_id()[-12:]}", Counter()
+    service = Service(group)
+
+    @event(f"{topic}.placed", key="order_id")
+    class Placed:
+        order_id: str
+        customer_id: str
+        email: str
+        note: str
+        lines: list[Line]
+
+    @service.on(Placed, on_dead_letter="continue")
+    async def seen(placed: Placed) -> None:
+        counter.add()
+
+    async with open_transport(url) as transport:
+        await transport.provision([], [GroupSpec(group, [topic])])
+        async with running(service, transport=transport, options=Options(lanes=_LANES, relay=False)):
+            await counter.reach(1)
+            return await counted(count - counter.count, partial(counter.reach, count))
+
+
+async def _native_consume(servers: str, topic: str, count: int) -> Sample:
+    """`consume(500)` in a thread, one call into the loop a batch, a handler per event, one commit a batch."""
+    from confluent_kafka import Consumer
+
+    loop, counter, ending = asyncio.get_running_loop(), Counter(), threading.Event()
+    consumer = Consumer(
+        {
+            "bootstrap.servers": servers,
+            "group.id": f"n{UUID7Ids().event_id()[-12:]}",
+            "auto.offset.reset": "earliest",
+            "enable.auto.commit": False,
+            "check.crcs": True,
+        }
+    )
+    consumer.subscribe([topic])
+
+    def handle(values: list[Any]) -> None:
+        for _ in values:
+            counter.add()
+
+    def run() -> None:
+        while not ending.is_set():
+            if batch := consumer.consume(500, 0.05):
+                loop.call_soon_threadsafe(handle, [(one.key(), one.value(), one.headers()) for one in batch])
+                consumer.commit(asynchronous=False)
+        consumer.close()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        await counter.reach(1)
+        return await counted(count - counter.count, partial(counter.reach, count))
+    finally:
+        ending.set()
+        thread.join()
+
+
+async def _publish(url: str, messages: list[Message]) -> Sample:
+    from tidewire.config import open_transport
+
+    async with open_transport(url) as transport:
+        await transport.publish(messages[:1])
+
+        async def one(message: Message) -> None:
+            (receipt,) = await transport.publish([message])
+            assert receipt.ok
+
+        return await counted(len(messages), partial(_by_tasks, messages, one))
+
+
+async def _native_publish(servers: str, messages: list[Message]) -> Sample:
+    """An idempotent producer, a future an event, reports handed over once a burst."""
+    from confluent_kafka import Producer
+
+    loop, ending = asyncio.get_running_loop(), threading.Event()
+    producer = Producer({"bootstrap.servers": servers, "acks": "all", "enable.idempotence": True, "linger.ms": 0})
+    reports: list[tuple[asyncio.Future[None], Any]] = []
+
+    def heard(batch: list[tuple[asyncio.Future[None], Any]]) -> None:
+        for future, error in batch:
+            if error is None:
+                future.set_result(None)
+            else:
+                future.set_exception(RuntimeError(str(error)))
+
+    def run() -> None:
+        nonlocal reports
+        while not ending.is_set():
+            producer.poll(0.1)
+            if reports:
+                batch, reports = reports, []
+                loop.call_soon_threadsafe(heard, batch)
+
+    async def one(message: Message) -> None:
+        future: asyncio.Future[None] = loop.create_future()
+        headers = [(name, value.encode()) for name, value in message.headers.items()]
+        producer.produce(
+            message.to.name,
+            message.body,
+            message.key.encode(),
+            on_delivery=lambda error, _: reports.append((future, error)),
+            headers=headers,
+        )
+        await future
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        await one(messages[0])
+        return await counted(len(messages), partial(_by_tasks, messages, one))
+    finally:
+        ending.set()
+        thread.join()
+        producer.close()
+
+
+async def _by_tasks(messages: list[Message], one: Callable[[Message], Any]) -> None:
+    """Publish one at a time in each of 64 tasks."""
+    rest = iter(messages)
+
+    async def work() -> None:
+        for message in rest:
+            await one(message)
+
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(_TASKS):
+            tasks.create_task(work())
