@@ -335,13 +335,23 @@ def redrive_removes_first() -> None:
 # --- what the simulation itself has found ---------------------------------------------------------------------
 
 
-@plant("found by seed", rare=large(212, 343))
+@plant(
+    "found by seed",
+    faults={"refused": 0.05, "store_down": 0.02, "crash_every": 0.0},
+    tuning={"attempts": 4, "first_delay": 0.5, "concurrency": 8},
+    world={"max_hold": 60.0, "orders": 10, "seconds": 8.0, "copies": 1},
+)
 def timers_outlive_the_membership() -> None:
     """A held event's timer starts a worker in a group that has finished."""
     patch(workers.Workers, "end", lambda self: None)
 
 
-@plant("found by seed", rare=large(79, 116))
+@plant(
+    "found by seed",
+    rare=large(79, 116),
+    tuning={"attempts": 1, "batch": 3, "batch_wait": 0.0, "concurrency": 8, "think": 0.05},
+    world={"orders": 10, "seconds": 5.0, "copies": 1},
+)
 def a_batch_of_one_is_called_twice() -> None:
     """A batch handler that was given one event and failed is called again for the same attempt."""
     work_batch: Any = workers.Workers._work_batch
