@@ -17,7 +17,7 @@ from tidewire.testing.transports import Site, TransportConformance
 def own_server() -> Iterator[PostgresServer]:
     """A server of these cases' own: they kill it, stop it and start it again."""
     try:
-        with private_server() as server:
+        with private_server(checkpoint_timeout="30s") as server:  # what is replayed after a kill is seldom much
             yield server
     except NoServer as error:
         pytest.skip(f"not proven: needs a PostgreSQL server: {error}")
