@@ -70,6 +70,11 @@ class Answers:
         self._converter.set_pgresult(result)
         return self._converter.load_rows(0, result.ntuples, tuple)
 
+    @property
+    def committed(self) -> bool:
+        """Whether the last statement, a COMMIT, was one: in a failed transaction the server makes it a ROLLBACK."""
+        return self.results[-1].command_status == b"COMMIT"
+
     def skip(self, number: int) -> None:
         """Forget the results of the first *number* statements."""
         del self.results[:number]

@@ -27,7 +27,7 @@ _CUT_AFTER, _PATIENCE = 5.0, 0.2
 _BEGIN: Statement = ("BEGIN", ())
 _COMMIT: Statement = ("COMMIT", ())
 _ROLLBACK: Statement = ("ROLLBACK", ())
-_NO_LANE = "22012"
+_NO_LANE, _ABORTED = "22012", "25P02"
 
 
 class Leaving(Protocol):
@@ -135,7 +135,11 @@ class PostgresUnit:
         ahead = self._later if self._sent else [_BEGIN, *self._later]
         sent = wire.send([*ahead, *statements], own=False)
         self._sent, self._later = True, []
-        answers = await asyncio.shield(sent)
+        try:
+            answers = await asyncio.shield(sent)
+        except asyncio.CancelledError:  # whether it succeeds is not known: it must not be committed unseen
+            self._failure = self._failure or psycopg.errors.QueryCanceled("a statement was cancelled by its handler")
+            raise
         if answers.error is not None:
             raise self._failed(answers.error, lost=answers.lost)
         answers.skip(len(ahead))
@@ -193,6 +197,10 @@ class PostgresUnit:
         self._state = "ended"
         answers, interrupted = await _to_the_end(wire, wire.send(batch))
         error = answers.error
+        if error is None and not answers.committed:
+            error = answers.error = psycopg.errors.InFailedSqlTransaction(
+                "an earlier statement of this unit had failed"
+            )
         if error is None:
             self._end()
             if self._messages:
@@ -223,6 +231,9 @@ class PostgresUnit:
     async def back_to(self, name: str) -> None:
         """Undo what came after the savepoint *name*, errors included; nothing where the transaction is gone."""
         if self._state == "open" and not isinstance(self._failure, StoreUnavailable | TransactionLost):
+            assert self._wire is not None, "an open unit has a connection"
+            if await _quiet(self._wire):
+                raise asyncio.CancelledError
             self._failure = None
             await self.statements([(f"ROLLBACK TO SAVEPOINT {name}", ()), (f"RELEASE SAVEPOINT {name}", ())])
 
@@ -273,8 +284,8 @@ class PostgresUnit:
             return AlreadyMarked("the event has already taken effect")
         if is_rerun(error):
             return TransactionLost(f"the transaction conflicted with another one: {_said(error)}; it runs again")
-        if is_too_slow(error):
-            return error  # the handler's own: it kept the transaction open and did nothing
+        if is_too_slow(error) or error.sqlstate == _ABORTED:
+            return error  # the handler's own: it did nothing for too long, or went on after an error
         if answers.lost:
             self.core.pool.forget_idle()
             if error.sqlstate is None or is_server(error):
