@@ -37,6 +37,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "operations": GROUND | {"rules", "kit", "codecs", "runtime", "config"},
     "testing": GROUND | {"rules", "kit", "runtime", "config", "operations", ""} | ADAPTERS,
     "cli": GROUND | {"rules", "kit", "runtime", "config", "operations", "testing", ""} | ADAPTERS,
+    "integrations": GROUND | {"rules", "kit", "runtime", "config", "operations", ""},
     # The front door (`import tidewire`) shows what users need; what it loads is tested below.
     "": GROUND | {"rules", "kit", "runtime", "config"} | ADAPTERS,
 }
@@ -48,6 +49,7 @@ SEPARATE = frozenset({"transports", "stores", "registries", "middleware"})
 CLIENTS: dict[str, str | tuple[str, ...]] = {
     "confluent_kafka": "tidewire.transports.kafka.",  # the client of Apache Kafka
     "cronsim": "tidewire.rules.recurrence",  # cron expressions, for whoever asks for tidewire[cron]
+    "django": ("tidewire.kit.lent.django", "tidewire.integrations.django"),  # its connections, and its application
     "hypothesis": "tidewire.testing.codecs.",  # bodies nobody thought of, for whoever holds a codec to the suite
     # The driver of the store in PostgreSQL, and a cursor of our own on a caller's connection.
     "psycopg": (

@@ -51,6 +51,8 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
     ("typing", "src/tidewire/rules/events.py"): "an event is the user's own class",
     ("typing", "src/tidewire/kit/handles/"): "handles, parameters and rows of other libraries",
     ("typing", "src/tidewire/kit/postgres/"): "SQL parameters and rows",
+    ("positional", "src/tidewire/kit/lent/django.py"): "the signature that Django calls for each statement",
+    ("typing", "src/tidewire/integrations/django/"): "the signatures and connections of Django",
     ("typing", "src/tidewire/kit/lent/"): "pools, handles and rows of other libraries",
     ("typing", "src/tidewire/kit/groups.py"): "isinstance forgets what a group is a group of",
     ("typing", "src/tidewire/rules/upcasts.py"): "fields of an older version are plain JSON",

@@ -141,7 +141,8 @@ class Place(NamedTuple):
 def _shaped(handler: Handler | Recurring, place: Place) -> Handle:
     function = handler.function
     if handler.blocking:
-        return partial(_in_thread, function, handler.takes_context, place)
+        blocking = partial(_in_thread, function, handler.takes_context, place)
+        return blocking if place.around is None else partial(_surrounded, blocking, place.around)
     call = function if handler.takes_context else partial(_without_context, function)
     return call if place.around is None else partial(_surrounded, call, place.around)
 

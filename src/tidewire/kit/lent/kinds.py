@@ -7,12 +7,15 @@ from typing import Any
 
 from tidewire.errors import ConfigurationError
 from tidewire.kit.handles import describe
+from tidewire.kit.lent.django import DjangoDatabase
 from tidewire.kit.lent.seam import Lender
 from tidewire.kit.lent.sqlalchemy import AsyncSessions, Sessions
 
 __all__ = ["lender_of"]
 
 _LENDERS: Mapping[str, Callable[[Any], Lender]] = {
+    "django.db.backends.base.base.BaseDatabaseWrapper": DjangoDatabase,
+    "django.utils.connection.ConnectionProxy": DjangoDatabase,
     "sqlalchemy.engine.base.Engine": Sessions.on,
     "sqlalchemy.ext.asyncio.engine.AsyncEngine": AsyncSessions.on,
     "sqlalchemy.ext.asyncio.session.async_sessionmaker": AsyncSessions,
@@ -32,5 +35,5 @@ def lender_of(pool: object) -> Lender:
             return found(pool)
     raise ConfigurationError(
         f"a {describe(pool)} cannot lend transactions to units",
-        hint="SQLAlchemy's AsyncEngine, async_sessionmaker, Engine or sessionmaker",
+        hint="SQLAlchemy's AsyncEngine, async_sessionmaker, Engine or sessionmaker, or Django's connection",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
 
 from tidewire.kit.handles import AsyncSql
@@ -31,6 +32,10 @@ class Lent(Protocol):
 
     async def begin(self) -> None:
         """Take a connection and begin, where the handle does not do so by itself; nothing if it has begun."""
+        ...
+
+    def in_thread(self) -> AbstractContextManager[None]:
+        """Return the block in which a ``def`` handler runs, in its thread."""
         ...
 
     async def sql(self) -> AsyncSql:

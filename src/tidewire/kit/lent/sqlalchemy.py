@@ -7,24 +7,21 @@ unit's feet is refused, and what comes after the unit's end writes nothing.
 from __future__ import annotations
 
 import os
-import re
 import threading
-from collections.abc import Callable, MutableMapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Callable, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 from urllib.parse import quote
 from weakref import WeakKeyDictionary
 
 from tidewire.errors import TransactionClosed, TransactionControl
-from tidewire.kit.handles import AsyncSql, SyncSql, async_handle, sync_handle
+from tidewire.kit.handles import AsyncSql, async_handle, sync_handle
+from tidewire.kit.lent.watching import InThread, control, control_in
 from tidewire.kit.threads import to_the_end
 
 __all__ = ["AsyncSessions", "Sessions"]
 
-_SPACE = re.compile(r"(?:[\s;]|--[^\n]*(?:\n|\Z)|/\*.*?\*/)+", re.DOTALL)
-_CONTROL = re.compile(
-    r"(BEGIN|START|COMMIT|END|ABORT|ROLLBACK(?!\s+(?:TRANSACTION\s+|WORK\s+)?TO)|PREPARE\s+TRANSACTION)\b"
-)
 _BUSY_MS = 30_000
 
 
@@ -127,6 +124,10 @@ class AsyncLentSession:
     async def begin(self) -> None:
         """Nothing: the session does, when it needs to."""
 
+    def in_thread(self) -> AbstractContextManager[None]:
+        """Nothing: the session is no thread's."""
+        return nullcontext()
+
     async def sql(self) -> AsyncSql:
         """Write what the session has pending, and return its transaction."""
         await self._session.flush()
@@ -175,6 +176,10 @@ class LentSession:
     async def begin(self) -> None:
         """Nothing: the session does, when it needs to."""
 
+    def in_thread(self) -> AbstractContextManager[None]:
+        """Nothing: the session is no thread's."""
+        return nullcontext()
+
     async def sql(self) -> AsyncSql:
         """Write what the session has pending, and return its transaction."""
         return await to_the_end(self._flushed, executor=self._thread)
@@ -202,28 +207,6 @@ class LentSession:
     def _close(self) -> None:
         self._watch.close()
         self._session.close()
-
-
-class InThread:
-    """A transaction of synchronous code whose statements are awaited, each in *thread*."""
-
-    def __init__(self, sql: SyncSql, thread: Executor) -> None:
-        self._sql = sql
-        self._thread = thread
-
-    @property
-    def dialect(self) -> str:
-        """The database's name."""
-        return self._sql.dialect
-
-    @property
-    def connection(self) -> object:
-        """The driver's connection."""
-        return self._sql.connection
-
-    async def rows(self, sql: str, parameters: Sequence[Any] = ()) -> Sequence[tuple[Any, ...]]:
-        """As `tidewire.kit.handles.AsyncSql.rows`."""
-        return await to_the_end(lambda: self._sql.rows(sql, parameters), executor=self._thread)
 
 
 class _Watch:
@@ -283,13 +266,13 @@ class _Watch:
         if self._closed:
             raise TransactionClosed("this unit has ended", hint="use context.tx only while its handler runs")
         if self.ended:
-            raise _control(self.ended)
+            raise control(self.ended)
 
     def _on_commit(self, connection: Any) -> None:
         if not self._ours:
             self.ended = "COMMIT"
             connection.connection.dbapi_connection.rollback()  # SQLAlchemy takes it for committed from here on
-            raise _control("COMMIT")
+            raise control("COMMIT")
 
     def _on_rollback(self, connection: Any) -> None:
         if not self._closed:
@@ -299,12 +282,12 @@ class _Watch:
         if self._watches is not None:
             self._running.acquire()
             self._runs_in = threading.get_ident()
-        word = "" if self._ours else _control_in(statement)
+        word = "" if self._ours else control_in(statement)
         try:
             self._check()
             if word:
                 self.ended = word
-                raise _control(word)
+                raise control(word)
         except (TransactionClosed, TransactionControl):
             self.ran()
             raise
@@ -328,17 +311,3 @@ def _store_url(maker: Any) -> str:
         rendered: str = url.set(drivername=url.get_backend_name()).render_as_string(hide_password=False)
         return rendered
     return f"sqlite:///{quote(os.path.abspath(url.database))}" if url.database else ""
-
-
-def _control_in(statement: str) -> str:
-    """Return the word by which *statement* would begin or end the transaction, or nothing."""
-    space = _SPACE.match(statement)
-    found = _CONTROL.match(statement[space.end() if space else 0 :].upper())
-    return found.group(1).split()[0] if found else ""
-
-
-def _control(word: str) -> TransactionControl:
-    return TransactionControl(
-        f"{word} is not for handlers: the unit begins, commits and rolls back",
-        hint="raise an error to roll back, return to commit; `session.begin_nested()` undoes a part",
-    )

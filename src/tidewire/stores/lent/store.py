@@ -99,7 +99,7 @@ class LentStore:
     @contextmanager
     def around_in_thread(self, unit: Unit) -> Generator[None]:
         """The same for a ``def`` handler, in its thread."""
-        with meant():
+        with meant(), lent_unit(unit, self._statements).in_thread():
             yield
 
 

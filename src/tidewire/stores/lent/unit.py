@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 from tidewire.errors import TransactionClosed, TransactionControl
@@ -42,6 +43,10 @@ class LentUnit:
         """Begin, where the handle does not do so at its first statement."""
         self._check_open()
         await self._lent.begin()
+
+    def in_thread(self) -> AbstractContextManager[None]:
+        """Return the block in which a ``def`` handler runs, in its thread."""
+        return self._lent.in_thread()
 
     async def write(self, steps: Sequence[Step]) -> None:
         """Run *steps* now, behind everything that the handler wrote.
@@ -109,7 +114,7 @@ class LentUnit:
         if self._lent.ended:
             raise TransactionControl(
                 f"the handler has ended the unit's transaction ({self._lent.ended}), so nothing of it can be kept",
-                hint="raise an error to roll back, return to commit; `session.begin_nested()` undoes a part",
+                hint="raise an error to roll back, return to commit; a savepoint undoes a part",
             )
 
     def _check_open(self) -> None:

@@ -1,0 +1,1 @@
+"""What fits tidewire into frameworks."""
