@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 from tidewire import Options, Service, event
 from tidewire.model import Browsed, DeadChannel, Fact
 from tidewire.runtime.parts import Parts
 from tidewire.runtime.serve import Running, running
+from tidewire.stores.memory import open_memory_store
+from tidewire.stores.postgres import open_postgres_store
+from tidewire.stores.sqlite import open_sqlite_store
+from tidewire.transports.memory import open_memory_transport
+from tidewire.transports.sqlite import open_sqlite_transport
 
 
 @event("shop.order.placed", key="order_id")
@@ -94,3 +100,23 @@ class World:
 
 
 Opened = Callable[[], AbstractAsyncContextManager[World]]
+
+
+def opened_on(kind: str, folder: Path, *, url: str = "") -> Opened:
+    """Return what opens a world: in memory, on files in *folder*, or with its store in PostgreSQL at *url*."""
+
+    @asynccontextmanager
+    async def open_world() -> AsyncIterator[World]:
+        async with AsyncExitStack() as stack:
+            enter = stack.enter_async_context
+            if kind == "sqlite":
+                transport: Any = await enter(open_sqlite_transport(folder / "broker.db"))
+                store: Any = await enter(open_sqlite_store(folder / "store.db"))
+            else:
+                transport = await enter(open_memory_transport())
+                store = await enter(
+                    open_memory_store() if kind == "memory" else open_postgres_store(url, provision=True)
+                )
+            yield World(transport, store)
+
+    return open_world

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from relay_doubles import Away, CutOnce, Late, Refusing, Watched
-from runtime_world import Opened, OrderPlaced, PageViewed, World
+from runtime_world import Opened, OrderPlaced, PageViewed, World, opened_on
 
 from tidewire import Service, transaction
 from tidewire.model import Topic, TopicSpec
 from tidewire.runtime.serve import Running
 
 TOPICS = [TopicSpec("shop.order", lanes=4), TopicSpec("shop.page", lanes=4)]
+
+
+@pytest.fixture(params=["memory", "sqlite", "postgresql"])
+def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Opened:
+    """A function that opens the world of one kind, PostgreSQL among them."""
+    url = request.getfixturevalue("postgresql_url") if request.param == "postgresql" else ""
+    return opened_on(request.param, tmp_path, url=url)
 
 
 async def put(app: Running, world: World, events: Sequence[object]) -> Sequence[str]:
