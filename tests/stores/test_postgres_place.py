@@ -117,27 +117,3 @@ def test_the_grants_of_the_docs_are_enough(postgresql_url: str) -> None:
             asyncio.run(scenario(f"postgresql://{role}:least@{host}?schema=billing"))
         finally:
             connection.execute(f"DROP OWNED BY {role}; DROP ROLE {role}".encode())
-
-
-def test_a_connection_that_ends_with_an_answer_is_the_servers_fault(postgresql_url: str) -> None:
-    """The answer and the end of the connection arrive together: the database is unavailable, nobody has committed."""
-
-    async def scenario() -> None:
-        async with opened(postgresql_url) as store:
-            unit = store.unit()
-            pid = await unit.tx.fetchval("SELECT pg_backend_pid()")
-            answering = asyncio.ensure_future(unit.tx.execute("INSERT INTO seen VALUES ('a', 1)"))
-            await asyncio.sleep(0)  # it has been sent
-            with psycopg.connect(postgresql_url, autocommit=True) as other:  # the event loop stands still meanwhile
-                while not other.execute(
-                    "SELECT state LIKE 'idle in%%' FROM pg_stat_activity WHERE pid = %s", (pid,)
-                ).fetchone()[0]:
-                    pass
-                other.execute("SELECT pg_terminate_backend(%s, 5000)", (pid,))
-            with pytest.raises(StoreUnavailable):
-                await answering
-            with pytest.raises(StoreUnavailable):
-                await unit.seal()
-            assert [] == await seen(store)
-
-    asyncio.run(scenario())
