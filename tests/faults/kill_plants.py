@@ -22,8 +22,8 @@ def _done_first() -> None:
     """The relay deletes its rows when it reads them, before the broker has them."""
     claim = SqliteBacklog.claim
 
-    async def planted(self: Any, owner: str, *, after: int, limit: int) -> Any:
-        rows = await claim(self, owner, after=after, limit=limit)
+    async def planted(self: Any, owner: str, **asked: Any) -> Any:
+        rows = await claim(self, owner, **asked)
         if rows:
             await self.done(owner, [row.row for row in rows])
         return rows
