@@ -421,6 +421,25 @@ def test_many_that_start_at_once_make_the_tables_once(place: PostgresSite) -> No
     asyncio.run(all_at_once())
 
 
+def test_writers_that_died_are_forgotten(place: PostgresSite) -> None:
+    """The row of a process that was killed goes after a day; those of the living stay."""
+
+    async def test(broker: PostgresTransport) -> None:
+        home = broker._shared.home
+        assert isinstance(home, PostgresHome)
+
+        def write(connection: Connection) -> None:
+            connection.execute("INSERT INTO writer (name, turn, at) VALUES ('dead', 1, 1)")
+
+        await broker._shared.writer.submit(write)
+        home._clean_at = 0
+        async with asyncio.timeout(10):
+            while {home.address} != {row[0] for row in await home.read("SELECT name FROM writer")}:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+
+    run(place, test)
+
+
 def test_an_act_cannot_be_changed(place: PostgresSite) -> None:
     """The database itself refuses to change or remove what operators did."""
     run(place, _nothing)

@@ -29,6 +29,7 @@ T = TypeVar("T")
 _NAME_BYTES_MAX = 1_000
 _NOTICE_BYTES_MAX = 7_000
 _PAUSE = 0.1
+_CLEAN_EVERY, _FORGOTTEN_US = 3_600 * 1_000_000_000, 24 * 3_600 * 1_000_000
 _LOCKED = "55P03"
 _NOW = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
 
@@ -71,6 +72,7 @@ class PostgresHome:
         self._reader: Reader | None = None
         self._listen: Listen | None = None
         self._turn = 0
+        self._clean_at = 0
         self._begin = f"BEGIN; SELECT pg_advisory_xact_lock({turn_key(place)}); SELECT {_NOW}"
         self._writer = self.table("writer")
         self._channel = channel(place)
@@ -199,7 +201,15 @@ class PostgresHome:
         """The server cleans up by itself."""
 
     def upkeep(self) -> None:
-        """The server keeps itself."""
+        """Now and then forget the rows of writers that died; one that lives writes its own again."""
+        session = self._line.session
+        if session is None or self._ticks.ticks() < self._clean_at:
+            return
+        self._clean_at = self._ticks.ticks() + _CLEAN_EVERY
+        try:
+            session.script(f"DELETE FROM {self._writer} WHERE at < {self.clock.now_us() - _FORGOTTEN_US}")
+        except psycopg.Error:  # it goes with a later one
+            self._line.drop()
 
     def stop(self) -> None:
         """Forget the writer's row, and close."""
