@@ -57,13 +57,14 @@ class Change(msgspec.Struct, frozen=True):
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     """What a broker honestly promises. Tests are skipped, and guarantees computed, from these alone.
 
-    *order* by key · *fencing*: lane epochs are comparable, so that a store can refuse a zombie · *atomic*: a
-    settle call is one transaction · *dedup*: the window in which an id is recognised, None for none ·
-    *native_attempts*: the broker counts hand-outs itself · *replay* of what is settled · *delay_max*: longest
-    native delay, None for any · *lease*: a silent member loses its lanes after a finite time · *batch_max*: most
-    messages of a native call, None for any · *durability* of ``stored`` · *message_bytes_max*: body and headers ·
-    *settle_window*: how long a delivery may stay unsettled, None for ever · *size_cap*: a topic can have a size at
-    which publishes are refused; else a `TopicSpec` with one is a conflict.
+    *order* by key · *lanes*: a lane has one owner at a time, who hears when it is to go; else (message groups) each
+    member has every lane for itself, and of a key no more is out than one receive gave · *fencing*: lane epochs are
+    comparable, so that a store can refuse a zombie · *atomic*: a settle call is one transaction · *dedup*: the window
+    in which an id is recognised, None for none · *native_attempts*: the broker counts hand-outs itself · *replay* of
+    what is settled · *delay_max*: longest native delay, None for any · *lease*: a silent member loses its lanes after a
+    finite time · *batch_max*: most messages of a native call, None for any · *durability* of ``stored`` ·
+    *message_bytes_max*: body and headers · *settle_window*: how long a delivery may stay unsettled, None for ever ·
+    *size_cap*: a topic can have a size at which publishes are refused; else a `TopicSpec` with one is a conflict.
     """
 
     order: bool
@@ -79,6 +80,7 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     message_bytes_max: int
     settle_window: timedelta | None
     size_cap: bool = True
+    lanes: bool = True
 
 
 class Stats(msgspec.Struct, frozen=True, kw_only=True):

@@ -37,7 +37,8 @@ async def test_competing_consumers_share(bench: Bench) -> None:
     """CF-18: each message goes to one of four members, and each of them has some."""
     await bench.provision(lanes=8)
     readers = await bench.lives(4)
-    await spread(readers, 8)
+    if bench.capabilities.lanes:
+        await spread(readers, 8)
     messages = bench.messages(200, keys=[f"k{number}" for number in range(64)])
     await bench.publish(messages)
     shares = await consume_all(readers, 200)
@@ -113,6 +114,7 @@ async def test_group_start_earliest_sees_history(bench: Bench) -> None:
 
 async def test_consumer_joins_late_and_lanes_rebalance(bench: Bench) -> None:
     """CF-23: when a member joins a busy group, both own lanes, nothing is lost and each key keeps its order."""
+    bench.need(lanes=bench.capabilities.lanes)
     await bench.provision(lanes=6)
     messages = bench.messages(300, keys=[f"k{number}" for number in range(40)])
     await bench.publish(messages[:200])
@@ -194,7 +196,7 @@ async def test_group_scales_to_zero_and_back(bench: Bench) -> None:
 
 async def test_many_consumers_more_than_lanes(bench: Bench) -> None:
     """CF-27: members beyond the number of lanes stay idle, and take over when an owner is killed."""
-    bench.need(lease=bench.capabilities.lease)
+    bench.need(lease=bench.capabilities.lease, lanes=bench.capabilities.lanes)
     await bench.provision(lanes=1)
     client = await bench.spawn()
     await client.join(bench.subscription())

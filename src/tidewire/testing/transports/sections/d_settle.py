@@ -216,7 +216,7 @@ async def test_native_limit_never_fires_before_core_limit(bench: Bench) -> None:
 async def test_release_storm_does_not_lose(bench: Bench) -> None:
     """CF-56: three members release a hundred messages each time they see them first; then all are consumed."""
     await bench.provision(lanes=6)
-    messages = bench.messages(100, keys=[f"k{number}" for number in range(30)])
+    messages = bench.messages(100, keys=[f"k{number}" for number in range(100)])
     await bench.publish(messages)
     readers = await bench.lives(3)
     released: set[tuple[str, int]] = set()
@@ -268,7 +268,7 @@ async def test_settle_large_batch_mixed_ack_release(bench: Bench) -> None:
 async def test_what_is_settled_frees_the_prefetch(bench: Bench) -> None:
     """CF-77: a receive that waits because too much is unsettled goes on when something is settled."""
     await bench.provision(lanes=1)
-    await bench.publish(bench.messages(3))
+    await bench.publish(bench.messages(3, keys=["a", "b", "c"]))
     async with bench.member(subscription=bench.subscription(prefetch=2)) as reader:
         found = await reader.take(2)
         assert [] == await reader.poll(10, 0.05)
@@ -281,7 +281,7 @@ async def test_what_is_settled_frees_the_prefetch(bench: Bench) -> None:
 
 async def test_paused_member_recovers(bench: Bench) -> None:
     """CF-90: a member that lost its lanes while it stood still works again when it goes on."""
-    bench.need(lease=bench.capabilities.lease)
+    bench.need(lease=bench.capabilities.lease, lanes=bench.capabilities.lanes)
     await bench.provision(lanes=2)
     client = await bench.spawn()
     await client.join(bench.subscription())

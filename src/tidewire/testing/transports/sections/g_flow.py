@@ -33,7 +33,7 @@ async def test_receive_respects_limit_and_prefetch(bench: Bench) -> None:
 
 async def test_no_credit_keeps_membership(bench: Bench) -> None:
     """CF-78: a member that asks for lane events only, for three leases, stays owner and hears a revocation at once."""
-    bench.need(lease=bench.capabilities.lease)
+    bench.need(lease=bench.capabilities.lease, lanes=bench.capabilities.lanes)
     await bench.provision(lanes=2)
     await bench.publish(bench.messages(4, keys=KEYS))
     async with bench.member() as reader:
@@ -57,6 +57,7 @@ async def test_no_credit_keeps_membership(bench: Bench) -> None:
 
 async def test_revocation_has_a_deadline_and_drained_ends_it(bench: Bench) -> None:
     """CF-78: a revoked lane gives nothing out, may be settled until its deadline, and goes on when it is drained."""
+    bench.need(lanes=bench.capabilities.lanes)
     await bench.provision(lanes=2)
     await bench.publish(bench.messages(40, keys=KEYS))
     owner = await bench.open()
@@ -91,6 +92,7 @@ async def test_revocation_has_a_deadline_and_drained_ends_it(bench: Bench) -> No
 
 async def test_revoked_lane_that_is_not_drained_is_lost(bench: Bench) -> None:
     """CF-78: a member that does not drain a revoked lane loses it at the deadline, and hears so."""
+    bench.need(lanes=bench.capabilities.lanes)
     await bench.provision(lanes=2)
     messages = bench.messages(8, keys=KEYS)
     await bench.publish(messages)
@@ -264,6 +266,7 @@ async def test_cancel_publish_and_settle_are_safe(bench: Bench) -> None:
 
 async def test_two_members_share_when_one_stops_reading(bench: Bench) -> None:
     """CF-27: lanes of a member that only listens stay with it; the other member's lanes flow."""
+    bench.need(lanes=bench.capabilities.lanes)
     await bench.provision(lanes=4)
     readers = await bench.lives(2)
     await spread(readers, 4, each=2)

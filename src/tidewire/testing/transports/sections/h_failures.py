@@ -100,6 +100,7 @@ async def test_many_kills_in_a_row(bench: Bench) -> None:
     moved = [one for place, one in enumerate(letters) if one.id not in set(ids(letters[:place]))]
     new = [one for one in rest if one.message.id not in set(ids(letters))]
     whole = {key: [*by_key(moved).get(key, []), *by_key(new).get(key, [])] for key in by_key(messages)}
-    assert by_key(messages) == whole
+    if bench.capabilities.order:
+        assert by_key(messages) == whole
     if bench.capabilities.atomic:
         assert 150 == len(letters) + len(rest)

@@ -42,7 +42,7 @@ async def test_stateful_model(bench: Bench) -> None:
         assert (0, 0, 0, len(end.buried)) == (stats.ready, stats.in_flight, stats.delayed, stats.dead)
         letters = await bench.inspector.browse(bench.dead(group), limit=1000)
         assert end.buried == [one.message.id for one in letters]
-        assert end.failures_seen, "the script has released something"
+    assert any(end.failures_seen for end in ends.values()), "the script has released something"
 
 
 @dataclass(slots=True)
