@@ -255,3 +255,21 @@ def test_what_follows_a_late_head_comes_back_a_little_later() -> None:
         assert (1_000, 1_700) == (soon.not_before, late.not_before)
 
     asyncio.run(scenario())
+
+
+def test_a_member_without_lanes_learns_what_others_hold() -> None:
+    """Where any member may be given any key, what another has noted is known before it runs (seed 55 on sqs)."""
+
+    async def scenario() -> None:
+        store = MemoryStore(SystemClock())
+        one, alone, sharing = (
+            Holds(store, "billing", ["shop.order"], shared=shared) for shared in (False, False, True)
+        )
+        message = Message(Topic("shop.order"), "1", "shop", "a", {}, b"{}")
+        work = Work(Delivery(message, "shop.order/0", 1, 1), ("shop.order/0", "a"))
+        await one.note(work, "inbox", 1)
+        for holds in (alone, sharing):
+            await holds.refresh()
+        assert [False, True] == [holds.holds(work) for holds in (alone, sharing)]
+
+    asyncio.run(scenario())

@@ -42,8 +42,7 @@ from tidewire.runtime.workers import Workers
 __all__ = ["Consumer"]
 
 _logger = logging.getLogger("tidewire.consumer")
-_STARTS_MAX = 3
-_PASSED_MAX = 64
+_STARTS_MAX, _PASSED_MAX = 3, 64
 _LATE = timedelta(milliseconds=100)
 
 
@@ -70,7 +69,7 @@ class Consumer:
         self._clock = parts.clock
         self._outage = Outage(subscription.group, parts.jitter, self._resume)
         self._schedule: Schedule[Work] = Schedule()
-        self._holds = Holds(store, self._group, subscription.topics)
+        self._holds = Holds(store, self._group, subscription.topics, shared=not limits.lanes)
         self._records = Records(store, self._group, self._holds)
         self._settler = Settler(receiver, self, self._records.finish)
         self._notes = Notes(parts.observer, parts.clock, self._group)
@@ -192,6 +191,7 @@ class Consumer:
     async def _admit(self, works: Sequence[Work]) -> None:
         while True:
             try:
+                await self._holds.refresh()
                 skipped = await self._pipeline.admit(works)
                 break
             except StoreUnavailable as error:

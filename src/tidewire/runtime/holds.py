@@ -20,12 +20,13 @@ __all__ = ["Holds"]
 
 
 class Holds:
-    """The held keys of one group."""
+    """The held keys of one group; *shared*: any member may be given any key at any time."""
 
-    def __init__(self, store: Store | None, group: str, topics: Sequence[str]) -> None:
+    def __init__(self, store: Store | None, group: str, topics: Sequence[str], *, shared: bool = False) -> None:
         self._store = store
         self._group = group
         self._topics = topics
+        self._shared = shared
         self.keys: set[tuple[str, str]] = set()
         self._noted: set[tuple[str, str]] = set()
 
@@ -38,6 +39,11 @@ class Holds:
             self._noted.clear()
             found = await self._store.held.keys(self._group, self._topics)
             self.keys = self._noted.union(found)
+
+    async def refresh(self) -> None:
+        """Learn, where no lane was taken, what another member has noted before it let go what has just come."""
+        if self._shared:
+            await self.load()
 
     async def follow(self, work: Work, *, soonest: int) -> DeadLetter | Message | None:
         """Return where *work* must follow its key's head to, or None: it may run.

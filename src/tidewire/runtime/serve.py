@@ -223,6 +223,7 @@ class House:
             max_hold=hold_limit(options.max_hold, self._transport.capabilities.settle_window),
             grace=options.grace,
             fencing=self._transport.capabilities.fencing,
+            lanes=ordering == "none" or self._transport.capabilities.lanes,
         )
 
         def make_consumer(receiver: Receiver) -> Consumer:
