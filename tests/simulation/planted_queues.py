@@ -9,7 +9,11 @@ import msgspec
 from planting import patch, plant
 
 from tidewire.model import Move, Settlement
+from tidewire.runtime import holds
 from tidewire.testing.simulation.models.amqp import lanes, receiver, server, topology, transport
+from tidewire.testing.simulation.models.sqs import receiver as sqs_receiver
+from tidewire.testing.simulation.models.sqs import sending
+from tidewire.testing.simulation.models.sqs import topology as topology_of_sqs
 
 # --- AMQP-like ------------------------------------------------------------------------------------------------
 
@@ -115,3 +119,62 @@ def amqp_ghost_of_a_member() -> None:
 
     declared = patch(server.AmqpServer, "declare_queue", declare)
     patch(topology, "present", named)
+
+
+# --- SQS-like -------------------------------------------------------------------------------------------------
+
+
+@plant("BA-4 RA", ground="sqs")
+def sqs_delete_before_the_send() -> None:
+    """A move deletes, and then sends."""
+
+    async def deleted_first(self: Any, moves: Sequence[Move]) -> list[Settlement]:
+        settled: list[Settlement] = await self._acked([one.delivery for one in moves])
+        sender = self._place.sender
+        await sender.send([sending.Copy(message, sender.name()) for one in moves for message in one.messages])
+        return settled
+
+    patch(sqs_receiver.SqsReceiver, "_moved", deleted_first)
+
+
+@plant("SQ dedup 12.4", ground="sqs")
+def sqs_retries_have_the_event_s_id() -> None:
+    """What goes to the inbox channel is recognised by the event's id: a second retry within minutes is dropped."""
+    plain: Any = sending.Sender._plain
+
+    def by_event(self: Any, message: Any, body: str, name: str) -> Any:
+        return plain(self, message, body, topology_of_sqs.digest("event", message.source, message.id))
+
+    patch(sending.Sender, "_plain", by_event)
+
+
+@plant("BA-23 C17", ground="sqs")
+def sqs_prefetch_without_limit() -> None:
+    """A receive has no end: everything is received, and handed out."""
+    take: Any = sqs_receiver.SqsReceiver._fetch
+
+    async def fetch(self: Any, limit: int) -> Any:
+        asked = self._subscription
+        self._subscription = msgspec.structs.replace(asked, prefetch=10_000)
+        found = await take(self, limit + 5)
+        self._subscription = asked
+        return found
+
+    def ready(self: Any, limit: int) -> Any:
+        found = [*self.events, *self.kept]
+        self.events.clear()
+        self.kept.clear()
+        return found
+
+    patch(sqs_receiver.SqsReceiver, "_fetch", fetch)
+    patch(sqs_receiver.Intake, "_ready", ready)
+
+
+@plant("RL-4 RT9", ground="sqs")
+def held_keys_of_others_are_not_learned() -> None:
+    """A member without lanes of its own does not ask what the others hold."""
+
+    async def nothing(self: Any) -> None:
+        """Ask nobody."""
+
+    patch(holds.Holds, "refresh", nothing)

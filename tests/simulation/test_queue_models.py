@@ -14,10 +14,11 @@ from tidewire.testing.simulation.campaign import Totals, equal_replays, run_worl
 from tidewire.testing.simulation.models.amqp import topology
 from tidewire.testing.simulation.models.amqp.receiver import AmqpReceiver
 from tidewire.testing.simulation.models.sites import model_site
+from tidewire.testing.simulation.models.sqs.receiver import SqsReceiver
 from tidewire.testing.transports import Site, TransportConformance, run_case
 from tidewire.testing.transports.sections import d_settle, e_delay
 
-GROUNDS = ("amqp",)
+GROUNDS = ("amqp", "sqs")
 
 
 class TestAmqpModel(TransportConformance):
@@ -26,6 +27,22 @@ class TestAmqpModel(TransportConformance):
     def site(self, directory: Path) -> Site:
         """Return a server of the test's own."""
         return model_site("amqp")
+
+
+class TestSqsModel(TransportConformance):
+    """The SQS-like model with FIFO queues, as a transport."""
+
+    def site(self, directory: Path) -> Site:
+        """Return a server of the test's own."""
+        return model_site("sqs")
+
+
+class TestSqsStandardModel(TransportConformance):
+    """The SQS-like model with standard queues, which keep no order and recognise nothing."""
+
+    def site(self, directory: Path) -> Site:
+        """Return a server of the test's own."""
+        return model_site("sqs-standard")
 
 
 @pytest.mark.parametrize("ground", GROUNDS)
@@ -67,3 +84,14 @@ def test_a_delay_behind_a_longer_one_is_found(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(topology, "tiers_for", one_queue)
     with pytest.raises(AssertionError):
         run_case(e_delay.test_delay_short_after_long, model_site("amqp"))
+
+
+def test_what_nobody_keeps_hidden_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """BA-5: an adapter that does not extend what it has loses it to the next one who asks."""
+
+    async def asleep(self: Any) -> None:
+        """Extend nothing."""
+
+    monkeypatch.setattr(SqsReceiver, "_extend", asleep)
+    with pytest.raises(AssertionError):
+        run_case(d_settle.test_lease_keeper_keeps_ownership_for_5_leases, model_site("sqs"))

@@ -141,6 +141,7 @@ class SimTransport:
         try:
             async with self._inner.subscribe(subscription) as inner:
                 receiver = SimReceiver(inner, wire, subscription)
+                receiver.fenced = self.capabilities.fencing
                 wire.receivers.append(receiver)
                 try:
                     yield receiver
@@ -223,6 +224,7 @@ class SimReceiver:
         self._subscription = subscription
         self._out: dict[tuple[str, int, str, object], None] = {}
         self._hushed = False
+        self.fenced = True  # else an epoch is a member's own affair, and says nothing about others
         self.leaving = False
 
     async def receive(self, limit: int, wait: timedelta) -> Sequence[Delivery | LaneEvent]:
@@ -306,17 +308,17 @@ class SimReceiver:
         kinds = {"assigned": "invoke", "lost": "fail", "revoking": "info"}
         wire = self._wire
         kind: Any = kinds[event.kind]
-        wire.note(
-            Op(
-                f="lane",
-                type=kind,
-                at=wire.at,
-                process=self._subscription.member,
-                group=self._subscription.group,
-                lane=event.lane,
-                epoch=event.epoch,
-            )
+        op = Op(
+            f="lane",
+            type=kind,
+            at=wire.at,
+            process=self._subscription.member,
+            group=self._subscription.group,
+            lane=event.lane,
+            epoch=event.epoch,
         )
+        if self.fenced:
+            wire.note(op)
         if event.kind == "lost":
             self._forget(event.lane)
 
@@ -352,7 +354,7 @@ class SimReceiver:
                 group=self._subscription.group,
                 event=delivery.message.id,
                 lane=delivery.lane,
-                epoch=delivery.epoch,
+                epoch=delivery.epoch if self.fenced else 0,
                 number=asked,
             )
         )

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from tidewire.clock import SystemClock, microseconds
 from tidewire.model import Address, Delivery, LaneEvent, Message, Move, Receipt, Release, Settlement, Subscription
 from tidewire.protocols import Receiver, Transport
-from tidewire.testing.simulation.models.catalogue import MODELS
+from tidewire.testing.simulation.models.catalogue import MODELS, UNORDERED
 from tidewire.testing.simulation.models.intake import Crew
 from tidewire.testing.simulation.models.links import Link, Server
 from tidewire.testing.transports import Client, Faults, Site, forward
@@ -137,7 +137,7 @@ def model_site(name: str) -> Site:
     leases by ticks and stamps by a wall time that can be moved.
     """
     clock = _MovedClock()
-    server = MODELS[name](clock)
+    server = (MODELS.get(name) or UNORDERED[name])(clock)
     refused: set[str] = set()
 
     def reason(message: Message) -> str | None:
