@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 import planted_below
 import planted_files
+import planted_logs
 import planted_queues
 from planting import PLANTS, Plant, large, patch, plant
 
@@ -30,6 +31,7 @@ __all__ = ["PLANTS", "Plant"]
 assert planted_below.__doc__, "its plants are registered by importing it"
 assert planted_files.__doc__, "and so are these"
 assert planted_queues.__doc__, "and these"
+assert planted_logs.__doc__, "and those"
 
 
 # --- relay ----------------------------------------------------------------------------------------------------

@@ -126,8 +126,6 @@ def _with_power_loss(world: World, chance: random.Random) -> World:
     """Let the power fail in some of the worlds in which processes die."""
     power = chance.choice(_POWER) if world.faults.crash_every else 0.0
     every = world.faults.crash_every * (4.0 if power == 1.0 else 1.0)
-    if world.ground in MODELS:  # clients of a network say all the time that they live: a second has more points
-        every *= 5.0
     return msgspec.structs.replace(world, faults=msgspec.structs.replace(world.faults, power=power, crash_every=every))
 
 
