@@ -40,7 +40,6 @@ CAMPAIGNS = {
     "relays": Campaign("relay_fleet", "events relayed by a fleet", 100_000),
     "outbox": Campaign("outbox_rounds", "rows committed out of order", 1_000_000),
     "hostile": Campaign("hostile", "hostile messages", 100_000),
-    "kafka": Campaign("kafka_storms", "events through faults", 100_000),
     "fuzz": Campaign("fuzzing", "fuzz executions", 10_000_000),
 }
 
