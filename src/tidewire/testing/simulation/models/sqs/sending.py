@@ -34,7 +34,6 @@ class Sender:
         self._link = link
         self._fifo = fifo
         self._names = 0
-        self._capped: dict[str, bool] = {}
         server.members += 1
         self._client = server.members
 
@@ -49,9 +48,6 @@ class Sender:
         Raises:
             TransportUnavailable: nothing was handed over.
         """
-        for to in {copy.message.to: None for copy in copies}:
-            if isinstance(to, Topic) and to.name not in self._capped:
-                self._capped[to.name] = await self._link.call(_cap, self._server, to.name) is not None
         receipts: dict[int, Receipt] = {}
         failed: set[tuple[Address, str]] = set()
         left = list(enumerate(copies))
@@ -82,7 +78,7 @@ class Sender:
         receipts: dict[int, Receipt] = {}
         places: dict[tuple[bool, str], list[tuple[int, Entry]]] = {}
         for place, copy in batch:
-            found = await self._entry(copy)
+            found = self._entry(copy)
             if isinstance(found, Receipt):
                 receipts[place] = found
             else:
@@ -103,7 +99,7 @@ class Sender:
                     receipts[place] = _receipt(batch, place, one)
         return receipts
 
-    async def _entry(self, copy: Copy) -> Receipt | tuple[tuple[bool, str], Entry]:
+    def _entry(self, copy: Copy) -> Receipt | tuple[tuple[bool, str], Entry]:
         """Return where a copy goes and as what, or why it cannot."""
         message = copy.message
         most = self._server.message_bytes_max
@@ -113,9 +109,8 @@ class Sender:
             return Receipt(message.id, "rejected", "too_large", f"{size} bytes with headers; at most {most}")
         to = message.to
         if isinstance(to, Topic):
-            refusal = await self._over_cap(to.name, message, size)
             name = topology.digest("event", message.source, message.id) if message.id else copy.name
-            return refusal or ((True, to.name), self._plain(message, body, name if self._fifo else ""))
+            return (True, to.name), self._plain(message, body, name if self._fifo else "")
         if isinstance(to, DeadChannel):
             # Each letter is a group of its own: all of them can be taken at once.
             return (False, topology.dead(to.topic, to.group)), Entry(body=body, group=copy.name, dedup=copy.name)
@@ -130,27 +125,6 @@ class Sender:
             return Entry(body=body)
         group = self.name() if message.key is None else topology.digest("key", message.key)
         return Entry(body=body, group=group, dedup=name)
-
-    async def _over_cap(self, topic: str, message: Message, size: int) -> Receipt | None:
-        """Return a refusal if a topic is over its cap, as far as that can be told from how much waits in its queues."""
-        if not self._capped[topic]:
-            return None
-        cap, waits = await self._link.call(_backlog, self._server, topic, fifo=self._fifo)
-        held = [group for group, count in waits.items() if (count + 1) * size > cap]
-        if not held:
-            return None
-        return Receipt(message.id, "rejected", "full", f"{topic} is at its {cap} bytes, held back by {', '.join(held)}")
-
-
-def _cap(server: SqsServer, topic: str) -> int | None:
-    """At the server: the cap of a topic, if it has one."""
-    cap = server.topics[topic].tags["size_bytes_max"] if topic in server.topics else None
-    return cap if isinstance(cap, int) else None
-
-
-def _backlog(server: SqsServer, topic: str, *, fifo: bool) -> tuple[int, dict[str, int]]:
-    """At the server: the cap of a topic, and how much waits there."""
-    return _cap(server, topic) or 0, topology.backlog(server, topic, fifo=fifo)
 
 
 def _receipt(batch: Sequence[tuple[int, Copy]], place: int, sent: Sent) -> Receipt:

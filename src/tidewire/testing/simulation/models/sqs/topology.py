@@ -157,6 +157,8 @@ def _provision_topic(server: SqsServer, spec: TopicSpec, *, dry_run: bool) -> Ch
         return Change("conflict", what, "; ".join(differ)) if differ else Change("unchanged", what)
     if spec.lanes < 1:
         return Change("conflict", what, "a topic needs at least one lane")
+    if spec.size_bytes_max is not None:
+        return Change("conflict", what, "this broker has no size at which it refuses")
     if not dry_run:
         server.create_topic(spec.name, tags)
     return Change("create", what)
@@ -253,11 +255,6 @@ def stats_of(server: SqsServer, topic: str, group: str, *, fifo: bool) -> Stats:
         dead=sum(server.counts(dead(topic, group))[:3]),
         oldest_ready=min((at for at in (oldest, first) if at is not None), default=None),
     )
-
-
-def backlog(server: SqsServer, topic: str, *, fifo: bool) -> dict[str, int]:
-    """Return how many messages each group of a topic has to settle."""
-    return {group: sum(server.counts(main(topic, group, fifo=fifo))[:3]) for group in groups_on(server, topic)}
 
 
 def due_in(message: Message, now_us: int) -> timedelta:

@@ -93,6 +93,7 @@ class SqsTransport:
             message_bytes_max=self.server.message_bytes_max,
             settle_window=timedelta(hours=12),
             lanes=False,
+            size_cap=False,
         )
 
     async def provision(
