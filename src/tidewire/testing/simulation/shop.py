@@ -336,9 +336,12 @@ class Shop:
         self.history.add(msgspec.structs.replace(op, type=outcome, at=self.at, detail=detail))
 
     def _cut_off(self, op: Op) -> bool:
-        """Whether an attempt was cancelled from outside before its own time was up: that is nobody's failure."""
+        """Whether an attempt was cancelled from outside long before its time was up: that is nobody's failure.
+
+        Its time begins before the handler does: who waits for the turn of the database has less of it left.
+        """
         task = asyncio.current_task()
-        return task is not None and task.cancelling() > 0 and self.at - op.at < self.tuning.timeout * 0.99e6
+        return task is not None and task.cancelling() > 0 and self.at - op.at < self.tuning.timeout * 0.5e6
 
     async def _meet(self, event: Any, handler: str) -> None:
         """Let the event's fate happen."""
