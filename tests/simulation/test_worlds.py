@@ -76,6 +76,9 @@ FOUND: dict[str, World] = {
     "a batch of one that failed was called twice for one attempt": old(79, "memory"),
     "what was released counted as unsettled until the answer came, and credit came back before": old(10052, "sqlite"),
     "receive span, writing, while something due lay in a lane that was being revoked": old(10230, "sqlite"),
+    "what the store took to prepare an event was counted as its handler's time": drawn_world(
+        3_000_043, ground="sqlite"
+    ),
     "the scenario's own: a publisher that did not know repeated an id with another body": old(20378, "sqlite"),
 }
 

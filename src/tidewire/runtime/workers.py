@@ -188,8 +188,10 @@ class Workers:
                 await asyncio.sleep(0)
                 started = clock()
                 yield_at = started + _SLICE
-            if decider.special(work) and not await decider.prepare(work):
-                continue
+            if decider.special(work):
+                if not await decider.prepare(work):
+                    continue
+                started = clock()  # what the store took for that is not the handler's time
             if work.route is not None and work.route.batch > 1 and not work.single and not work.alone:
                 works = await self._gather(work)
                 if len(works) != 1 or works[0].gone:
