@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import pytest
 
-from source_tree import Import, Module, planted, sources
+from source_tree import ROOT, Import, Module, planted, sources
 
 VALUES = frozenset({"errors", "model", "clock", "chance"})
 GROUND = VALUES | {"protocols"}
@@ -293,3 +293,13 @@ def test_a_rule_that_acts_is_found(text: str) -> None:
 def test_a_stray_client_library_is_found(text: str) -> None:
     """The client checker bites, on deferred imports too."""
     assert 1 == len(foreign([planted(text, name="tidewire.runtime.planted")]))
+
+
+def test_no_two_modules_of_tests_and_scripts_share_a_name() -> None:
+    """They are imported by their bare names: of two with one name, a run of all tests would see the first alone."""
+    found: dict[str, list[str]] = {}
+    for folder in ("tests", "scripts"):
+        for path in (ROOT / folder).rglob("*.py"):
+            if path.name != "conftest.py":
+                found.setdefault(path.name, []).append(str(path.relative_to(ROOT)))
+    assert [] == [paths for paths in found.values() if len(paths) > 1]
