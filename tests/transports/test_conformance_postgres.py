@@ -7,8 +7,8 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from postgres_server import NoServer, PostgresServer, private_server
 from postgres_broker_site import broker_on
+from postgres_server import NoServer, PostgresServer, private_server
 
 from tidewire.testing.transports import Site, TransportConformance
 

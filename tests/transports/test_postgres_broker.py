@@ -14,9 +14,9 @@ from urllib.parse import urlsplit
 import msgspec
 import psycopg
 import pytest
+from postgres_broker_site import LIMITS, PostgresSite, broker_on
 from postgres_proxy import CommitProxy, Cut, commit_proxy
 from postgres_server import NoServer, PostgresServer, private_server
-from postgres_broker_site import LIMITS, PostgresSite, broker_on
 
 from tidewire.errors import TransportError, TransportRefused, TransportUnavailable
 from tidewire.kit.postgres.place import postgres_place
