@@ -188,7 +188,7 @@ def test_settings_come_from_the_environment_too(project: Path, start: Start) -> 
 @pytest.mark.parametrize(
     ("options", "word"),
     [
-        (("--broker", "kafka://b:9092"), "kafka"),
+        (("--broker", "nats://b:4222"), "nats"),
         (("--broker", "nonsense"), "nonsense"),
         (("--grace", "-1"), "grace"),
         (("--grace", "soon"), "grace"),

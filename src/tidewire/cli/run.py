@@ -102,10 +102,14 @@ def _parser() -> CommandParser:
         "target", metavar="module:service", help="where the service is, for example shop.billing:billing"
     )
     parser.add_argument(
-        "--broker", metavar="URL", help="sqlite:///path (the default: sqlite:///.tidewire/broker.db) or memory://"
+        "--broker",
+        metavar="URL",
+        help="sqlite:///path (the default: sqlite:///.tidewire/broker.db), postgresql://…, kafka://… or memory://",
     )
     parser.add_argument(
-        "--store", metavar="URL", help="the service's own database: sqlite:///path; without it there is none"
+        "--store",
+        metavar="URL",
+        help="the service's own database: sqlite:///path or postgresql://…; without it there is none",
     )
     parser.add_argument(
         "--workers",
