@@ -6,12 +6,13 @@ import asyncio
 from collections import Counter
 from collections.abc import Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
-from runtime_world import Opened, OrderPlaced, PageViewed, PaymentTaken
+from runtime_world import Opened, OrderPlaced, PageViewed, PaymentTaken, opened_on
 
-from tidewire import ConfigurationError, Context, Reject, Retry, Service, domain_event
+from tidewire import ConfigurationError, Context, Options, Reject, Retry, Service, domain_event
 from tidewire.errors import StoreUnavailable
 
 ONCE = Retry(attempts=1)
@@ -203,6 +204,35 @@ class Stocked:
 
 
 def _stocked(events: list[Stocked]) -> None: ...
+
+
+def test_a_batch_whose_first_event_was_lost_runs_the_others(tmp_path: Path) -> None:
+    """A lane that is lost and comes back while a batch gathers costs no event of it (seed 554 on sqs)."""
+    service, taken = Service("billing"), list[str]()
+
+    @service.on(OrderPlaced, batch=3, batch_wait=timedelta(milliseconds=700))
+    async def count(orders: list[OrderPlaced]) -> None:
+        taken.extend(order.order_id for order in orders)
+
+    async def scenario() -> None:
+        async with opened_on("memory", tmp_path)() as world:
+            world.options = Options(lease=timedelta(milliseconds=50), lanes=1)
+
+            async def out(number: int) -> bool:
+                return (await world.transport.stats("shop.order", "billing")).in_flight == number
+
+            async with world.running(service) as app:
+                await app.publisher.publish(OrderPlaced("first"))
+                await world.until(lambda: out(1))
+                (receiver,) = world.transport._receivers
+                receiver.silence()
+                await world.until(lambda: out(0))
+                receiver.wake()
+                await app.publisher.publish(OrderPlaced("second"))
+                await world.until(lambda: world.settled("shop.order", "billing"))
+        assert {"first", "second"} == set(taken)
+
+    asyncio.run(scenario())
 
 
 @pytest.mark.parametrize(

@@ -226,12 +226,17 @@ class Workers:
 
     async def _work_batch(self, worker: Worker, works: Sequence[Work]) -> None:
         """Run what came together, which may be nothing; one by one if that fails."""
+        for work in works:
+            if work.gone:  # its lane was lost while it waited; others may have come since that lane is ours again
+                self._schedule.conclude(work)
+                self._decider.handled(work, _LOST, 0.0)
+        works = [work for work in works if not work.gone]
         if not works:
             return
         started = self._loop.time()
         lead = works[0]
         self._begin(worker, lead, started)
-        ran = None if lead.gone else await Isolated(self._process_batch(works), self.wake)
+        ran = await Isolated(self._process_batch(works), self.wake)
         self._end(worker, lead)
         if ran is not None and isinstance(ran.outcome, Unavailable):
             self._again(works)
