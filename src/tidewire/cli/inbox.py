@@ -60,6 +60,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 async def _status(url: str, *, as_json: bool) -> int:
+    open_store(url, create=False)  # refuses a file that is not there
     groups = await look_at_store(url).inbox()
     if as_json:
         emit({"groups": [{"group": one.group, "marks": one.marks, "oldest": one.oldest} for one in groups]})

@@ -60,10 +60,11 @@ def main(arguments: Sequence[str]) -> int:
 
 
 async def _act(options: argparse.Namespace, settings: Settings) -> int:
+    opening = open_store(settings.store, create=False)  # refuses a file that is not there
     if options.verb == "status":
         return await _status(settings.store, as_json=options.json)
     async with AsyncExitStack() as stack:
-        store = await stack.enter_async_context(open_store(settings.store, create=False))
+        store = await stack.enter_async_context(opening)
         if options.verb == "flush":
             transport = await stack.enter_async_context(open_transport(settings.broker, create=False))
             owner = f"tidewire-cli-{UUID7Ids().event_id()}"
