@@ -173,8 +173,8 @@ def _replays(options: argparse.Namespace) -> int:
 
 def _crashes(options: argparse.Namespace) -> int:
     """Die at every point: on one ground, or on each, and by power losses on files."""
-    runs = [(options.ground, 0.0)] if options.ground else [("memory", 0.0), *((name, 0.0) for name in MODELS)]
-    runs += [("sqlite", 0.0), ("sqlite", 1.0)] * (not options.ground)
+    grounds = [options.ground] if options.ground else ["memory", *MODELS, "sqlite"]
+    runs = [(name, 0.0) for name in grounds] + [("sqlite", 1.0)] * ("sqlite" in grounds)
     rows: list[str] = []
     failed = 0
     for ground, power in runs:

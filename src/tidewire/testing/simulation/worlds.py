@@ -111,7 +111,7 @@ def _shrunk(
         orders=pick(orders),
         publishers=pick([1, 1, 2]),
         seconds=pick(seconds),
-        lease=world.lease / pace,
+        lease=max(world.lease / pace, 10.0 * faults.latency),  # or a lease would end without a fault
         grace=world.grace / pace,
         max_hold=world.max_hold / pace,
         relay_lease=pick([1.0, 2.0, 5.0]),
