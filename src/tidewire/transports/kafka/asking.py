@@ -37,6 +37,7 @@ K = TypeVar("K")
 Place = tuple[str, int]
 _STEP = 0.05
 _OPEN = 0.25
+_TRIES = 20  # a topic that was just created may be unknown to the broker that is asked
 _SOON = frozenset(
     {
         *("COORDINATOR_LOAD_IN_PROGRESS", "COORDINATOR_NOT_AVAILABLE", "NOT_COORDINATOR", "NOT_CONTROLLER"),
@@ -111,13 +112,15 @@ class Asker:
         assert admin is not None, "it is open"
 
         def ask() -> T:
-            end = self._clock.ticks() + int(self.settings.timeout * 1e9)
+            end, tries = self._clock.ticks() + int(self.settings.timeout * 1e9), 0
             while True:
                 try:
                     return question(admin)
                 except KafkaException as error:
-                    if code_of(error) not in _SOON or self._clock.ticks() > end:
+                    soon = code_of(error) in _SOON or (code_of(error) == "UNKNOWN_TOPIC_OR_PART" and tries < _TRIES)
+                    if not soon or self._clock.ticks() > end:
                         raise translated(error, what) from error
+                    tries += 1
                 except TimeoutError as error:
                     raise TransportUnavailable(f"{what}: no answer in time") from error
                 self._pause.wait(_STEP)

@@ -51,8 +51,12 @@ class Names:
         self._seen.pop(log, None)
 
     async def look(self) -> None:
-        """Look again."""
-        self._seen = await self.asker.partitions()
+        """Look again. What one broker does not name any more may be unknown to it yet: another look decides."""
+        found = await self.asker.partitions()
+        if not self._seen.keys() <= found.keys():
+            await asyncio.sleep(_LOOK)
+            found |= await self.asker.partitions()
+        self._seen = found
 
     async def know(self, logs: Sequence[str]) -> None:
         """Look again if one of *logs* is not known."""
