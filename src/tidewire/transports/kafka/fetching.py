@@ -68,8 +68,7 @@ class Fetcher:
         self._orders: deque[Callable[[Consumer], None]] = deque()
         self._sources: dict[tuple[str, int], Source] = {}
         self._ending = False
-        self._given = 0
-        self._taken = 0
+        self._held = 0
         self._thread = threading.Thread(target=self._run, name="tidewire-kafka-fetch", daemon=True)
 
     def start(self) -> None:
@@ -92,10 +91,10 @@ class Fetcher:
         """Go on behind the last record that was passed on."""
         self._order(lambda consumer: self._if_read(log, partition, consumer.resume))
 
-    def took(self, number: int) -> None:
-        """So many of what was passed on have left the buffer."""
-        self._taken += number
-        if self._given - self._taken + number >= self._room:
+    def holding(self, weight: int) -> None:
+        """So much of what was passed on has not been handed out yet."""
+        full, self._held = self._held >= self._room, weight
+        if full and weight < self._room:
             self._bell.ring()
 
     def end(self) -> None:
@@ -121,7 +120,7 @@ class Fetcher:
             while not self._ending:
                 while self._orders:
                     self._orders.popleft()(consumer)
-                if not self._sources or self._given - self._taken >= self._room:
+                if not self._sources or self._held >= self._room:
                     self._bell.wait(_IDLE * 10)
                     continue
                 if (first := consumer.poll(_IDLE)) is not None:  # a timed `consume` waits until it has them all
@@ -161,7 +160,7 @@ class Fetcher:
                 )
                 found.append(Fetched(source, offset, read))
         if found:
-            self._given += len(found)
+            self._held += len(found)  # until the event loop says how much it really is
             self._tell(self._hear, found)
 
     def _hear_error(self, consumer: Consumer, error: KafkaError, source: Source | None, found: list[Fetched]) -> None:

@@ -79,6 +79,11 @@ class Feed:
             self.kept[offset] = read
             heapq.heappush(waiting, (due, offset))
 
+    @property
+    def weight(self) -> int:
+        """How much room the fresh ones take: one each, and one for every 4 KiB."""
+        return len(self.fresh) + (self.bytes >> 12)
+
     def wants_ceiling(self) -> bool:
         """Whether more could be handed out if it were written down that it may be."""
         return bool(self.fresh) and self.fresh[0][0] >= self.progress.ceiling and self.has_window

@@ -35,7 +35,6 @@ from tidewire.transports.kafka.names import inbox_topic, lane_name
 
 __all__ = ["KafkaReceiver"]
 
-_BYTES_MAX = 4 << 20
 _POLL = 0.25
 _GOODBYE = 1.0
 
@@ -69,7 +68,7 @@ class KafkaReceiver:
         self._lease = subscription.lease // timedelta(microseconds=1) * 1_000
         self._awake_at = clock.ticks()
         self._asking: asyncio.Future[frozenset[str]] | None = None
-        self._buffered_max = max(64, 2 * subscription.prefetch)
+        self._buffered_max = max(64, subscription.prefetch // 4)
         self._member: Member | None = None
         self._fetcher: Fetcher | None = None
 
@@ -244,12 +243,13 @@ class KafkaReceiver:
         higher: list[Lane] = []
         for lane in lanes:
             for feed in lane.feeds:
-                if feed.paused and len(feed.fresh) * 4 < self._buffered_max and feed.bytes * 4 < _BYTES_MAX:
+                if feed.paused and not self._blocked(lane, feed):
                     feed.paused = False
                     self._fetcher.resume(feed.log, feed.partition)
                 if not feed.asked and not lane.revoking and feed.wants_ceiling():
                     feed.asked = True
                     higher.append(lane)
+        self._fetcher.holding(self._weight())
         if higher:
             self._send(higher, self._loop.create_future(), open_=True)
 
@@ -289,7 +289,7 @@ class KafkaReceiver:
     def fetched(self, records: Sequence[Fetched]) -> None:
         """Take in what was read, of lanes that are still ours."""
         assert self._fetcher is not None, "it was started"
-        touched: set[Feed] = set()
+        touched: set[tuple[Lane, Feed]] = set()
         for one in records:
             source = one.source
             lane = self._lanes.get(_lane_of(source))
@@ -298,13 +298,24 @@ class KafkaReceiver:
             feed = lane.feeds[0] if lane.feeds[0].log == source.log else lane.feeds[1]
             if one.offset >= feed.next_offset:
                 feed.arrived(one.offset, one.read)
-                touched.add(feed)
-        self._fetcher.took(len(records))
-        for feed in touched:
-            if not feed.paused and (len(feed.fresh) > self._buffered_max or feed.bytes > _BYTES_MAX):
+                touched.add((lane, feed))
+        for lane, feed in touched:
+            if not feed.paused and self._blocked(lane, feed):  # or it would fill the room of all
                 feed.paused = True
                 self._fetcher.pause(feed.log, feed.partition)
+        self._fetcher.holding(self._weight())
         self._woken.set()
+
+    def _blocked(self, lane: Lane, feed: Feed) -> bool:
+        """Whether a feed holds enough for now that nobody will be given soon."""
+        return self._stuck(lane, feed) and len(feed.fresh) > self._buffered_max
+
+    def _stuck(self, lane: Lane, feed: Feed) -> bool:
+        return lane.paused or lane.revoking or not feed.has_window
+
+    def _weight(self) -> int:
+        """Return what waits to be handed out, of lanes that hand out at all."""
+        return sum(feed.weight for lane in self._order for feed in lane.feeds if not self._stuck(lane, feed))
 
     # --- lanes come and go ----------------------------------------------------------------------------------------
 

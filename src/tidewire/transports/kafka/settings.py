@@ -211,9 +211,10 @@ def fetcher_conf(settings: KafkaSettings, name: str, *, group: str) -> Conf:
         "fetch.wait.max.ms": 100,
         "fetch.error.backoff.ms": 100,
         "queued.min.messages": 2_000,
-        "queued.max.messages.kbytes": max(4_096, largest // 512),
+        "fetch.queue.backoff.ms": 5,  # a full queue is looked at again soon: by default a partition rests a second
+        "queued.max.messages.kbytes": max(1_024, largest // 1_024),
         "fetch.message.max.bytes": largest,
-        "fetch.max.bytes": max(4 << 20, largest),
+        "fetch.max.bytes": max(1 << 20, largest),
         "receive.message.max.bytes": max(8 << 20, 2 * largest),
     }
 

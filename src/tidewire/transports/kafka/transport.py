@@ -36,7 +36,7 @@ from tidewire.transports.kafka.topology import Names, provision_all
 
 __all__ = ["KafkaTransport", "open_kafka_transport"]
 
-_ROOM = 20_000
+_ROOM = 512
 _FLUSH = 1.0
 
 
