@@ -12,6 +12,7 @@ import psycopg
 import pytest
 from outbox_readers import CURSORS, committed_by, read_by_claims, read_by_cursor, wrong_about
 
+from tidewire.kit.postgres.wire import Answers, Statement
 from tidewire.model import Message, Topic
 from tidewire.stores.postgres import PostgresStore, open_postgres_store
 
@@ -212,5 +213,28 @@ def test_what_was_committed_here_is_kept_for_the_relay_as_long_as_it_reads_it(po
             assert {row.row for row in rows} == {*store.outbox.window}
             assert await store.backlog.done("a", [row.row for row in rows])
             assert {} == store.outbox.window
+
+    asyncio.run(scenario())
+
+
+def test_what_was_told_before_we_listened_is_known_as_our_own(postgresql_url: str) -> None:
+    """A commit is told while nobody here listens yet, and heard once somebody does: it wakes others, and not us."""
+
+    async def scenario() -> None:
+        async with two_stores(postgresql_url) as (store, other):
+            told, run = asyncio.Event(), store.access.run
+
+            async def held_back(what: str, *statements: Statement) -> Answers:
+                if what == "waking relays":
+                    told.set()
+                    await hears(store)
+                    await hears(other)
+                return await run(what, *statements)
+
+            store.access.run = held_back  # type: ignore[method-assign]
+            await commit(store, message("1"))
+            await told.wait()
+            assert await other.outbox.wait(LONG)
+            assert not await store.outbox.wait(timedelta(milliseconds=300))
 
     asyncio.run(scenario())

@@ -71,13 +71,13 @@ def channel_of(place: PostgresPlace) -> str:
     return f"tidewire_{crc32(place.named('outbox').encode()):08x}"
 
 
-def notification(place: PostgresPlace, parts: Iterable[int], *, session: int = 0) -> Statement:
+def notification(place: PostgresPlace, parts: Iterable[int], *, sender: str = "") -> Statement:
     """Return the statement that wakes, with the commit of its transaction, the relays that have one of *parts*.
 
-    Who listens in *session* is not woken: it knows.
+    The *sender* is not woken: it knows.
     """
     bits = sum(1 << part for part in {*parts})
-    return ("SELECT pg_notify($1::text, $2::text)", (channel_of(place), f"{bits:016x}.{session}"))
+    return ("SELECT pg_notify($1::text, $2::text)", (channel_of(place), f"{bits:016x}.{sender}"))
 
 
 def _topic(message: Message) -> str:

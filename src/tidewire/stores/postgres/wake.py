@@ -15,6 +15,7 @@ from typing import Any
 
 import psycopg
 
+from tidewire.chance import UUID7Ids
 from tidewire.errors import StoreUnavailable
 from tidewire.stores.postgres.access import Access
 from tidewire.stores.postgres.events import channel_of, notification
@@ -39,7 +40,8 @@ class Wake:
         self._untold_parts: set[int] = set()
         self.parts: frozenset[int] = frozenset()
         self.hears = False
-        self._session = 0
+        self._name = UUID7Ids().event_id()  # one from the start: what is told before we listen may be heard
+        self._has_listened = False
         self.relays_changed = 0
 
     async def wait(self, seconds: float) -> bool:
@@ -74,7 +76,7 @@ class Wake:
             self._untold.clear()
             parts, self._untold_parts = self._untold_parts, set()
             try:
-                told = notification(self._access.place, parts, session=self._session)
+                told = notification(self._access.place, parts, sender=self._name)
                 await self._access.run("waking relays", told)
             except StoreUnavailable:
                 continue
@@ -89,9 +91,9 @@ class Wake:
                     self._access.place.url, autocommit=True
                 ) as connection:
                     await connection.execute(f"LISTEN {self._channel}".encode())
-                    if self._session:
+                    if self._has_listened:
                         self._flag.set()  # what was committed while nobody listened
-                    self._session, self.hears, again = connection.info.backend_pid, True, _AGAIN_FIRST
+                    self._has_listened, self.hears, again = True, True, _AGAIN_FIRST
                     async for notify in connection.notifies():
                         self._heard(notify.payload)
             except psycopg.Error as error:
@@ -106,8 +108,8 @@ class Wake:
             self.relays_changed += 1
             self._flag.set()
             return
-        parts, _, session = payload.partition(".")
-        if session == str(self._session):
+        parts, _, sender = payload.partition(".")
+        if sender == self._name:
             return  # our own
         try:
             bits = int(parts, 16)
