@@ -72,7 +72,7 @@ class Writers:
                 ]
                 cursor.execute(b"SELECT pg_current_xact_id()")  # the user's own rows come first
                 time.sleep(chance.random() * self._pause)
-                for sql, parameters in self._outbox.statements(rows):
+                for sql, parameters in self._outbox.statements(self._outbox.rows(rows)):
                     cursor.execute(sql.encode(), list(parameters))
                 time.sleep(chance.random() * self._pause)
                 if chance.random() < 0.1:

@@ -6,6 +6,7 @@ A row of the outbox is known by one number, its place in the sequence and its pa
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 from zlib import crc32
 
 import msgspec
@@ -15,7 +16,16 @@ from tidewire.kit.postgres.text import given, kept
 from tidewire.kit.postgres.wire import Statement
 from tidewire.model import Message, Topic
 
-__all__ = ["COLUMNS", "PARTITIONS", "channel_of", "columns_of", "message_of", "notification", "number_of", "part_of"]
+__all__ = [
+    "COLUMNS",
+    "PARTITIONS",
+    "Leaving",
+    "channel_of",
+    "leaving_row",
+    "message_of",
+    "notification",
+    "number_of",
+]
 
 PARTITIONS = 64
 COLUMNS = "id, source, aggregatetype, aggregateid, type, headers, payload"
@@ -28,21 +38,35 @@ def number_of(row: int, part: int) -> int:
     return row << 6 | part
 
 
-def part_of(message: Message) -> int:
+class Leaving(NamedTuple):
+    """A message on its way into the outbox: its partition, its `COLUMNS`, and when it is due if it is to wait."""
+
+    message: Message
+    part: int
+    columns: tuple[object, ...]
+    due: int | None
+
+
+def _part_of(message: Message) -> int:
     """Return the partition of a message: that of its key, or of its id where it has none."""
     text = message.id if message.key is None else f"{_topic(message)}\0{message.key}"
     return crc32(text.encode()) % PARTITIONS
 
 
-def columns_of(message: Message) -> tuple[object, ...]:
-    """Return the row of *message*: its partition, then `COLUMNS`.
+def leaving_row(message: Message, now: int) -> Leaving:
+    """Return the row of *message*; one whose time has come by *now* has none any more.
 
     Raises:
         TypeError: it is not for a topic.
         UnicodeEncodeError: a text of it cannot be written as UTF-8.
+        OverflowError: its time is beyond what a row can hold.
     """
-    return (
-        part_of(message),
+    due = message.not_before
+    if due is not None and due.bit_length() > 63:
+        raise OverflowError(f"{message.id}: its time is beyond what a row can hold")
+    if due is not None and due <= now:
+        message, due = msgspec.structs.replace(message, not_before=None), None
+    columns = (
         kept(message.id),
         kept(message.source),
         kept(_topic(message)),
@@ -51,6 +75,7 @@ def columns_of(message: Message) -> tuple[object, ...]:
         _encode(message.headers).decode(),
         message.body,
     )
+    return Leaving(message, _part_of(message), columns, due)
 
 
 def message_of(columns: Sequence[object]) -> Message:

@@ -10,15 +10,13 @@ import asyncio
 from collections.abc import Sequence
 from datetime import timedelta
 
-import msgspec
-
 from tidewire.kit.handles import CallersUnit
 from tidewire.kit.postgres.wire import Statement
 from tidewire.model import Message, Stuck
 from tidewire.protocols import Clock, Unit
 from tidewire.stores.postgres.access import Access
 from tidewire.stores.postgres.callers import Identity, put_in_callers
-from tidewire.stores.postgres.events import COLUMNS, columns_of, message_of, notification, number_of, part_of
+from tidewire.stores.postgres.events import COLUMNS, Leaving, leaving_row, message_of, notification, number_of
 from tidewire.stores.postgres.unit import Core, own_unit
 from tidewire.stores.postgres.wake import Wake
 
@@ -84,36 +82,34 @@ class PostgresOutbox:
         if isinstance(unit, CallersUnit):
             await put_in_callers(unit, self.callers_statements(messages), self.identity)
             return
-        own = own_unit(unit, lambda: core)
-        leaving = self.leaving(messages)
-        self.statements(leaving)  # what cannot be a row is refused now
-        own.leave(leaving)
+        own_unit(unit, lambda: core).leave(self.rows(messages))
 
-    def leaving(self, messages: Sequence[Message]) -> list[Message]:
-        """Return *messages*; those whose time has come have none any more."""
+    def rows(self, messages: Sequence[Message]) -> list[Leaving]:
+        """Return the rows of *messages*; what cannot be a row raises here, and not at the commit."""
         now = self._clock.now_us()
-        return [_at_once_if_due(message, now) for message in messages]
+        return [leaving_row(message, now) for message in messages]
 
     def callers_statements(self, messages: Sequence[Message]) -> Sequence[Statement]:
         """Return what inserts *messages* in a caller's transaction, whose commit wakes the relays.
 
         It is told in the same statement: duplicates of one transaction are one notification.
         """
-        _, told = notification(self._access.place, [part_of(message) for message in messages])
+        rows = self.rows(messages)
+        _, told = notification(self._access.place, [row.part for row in rows])
         done: list[Statement] = []
-        for sql, parameters in self.statements(self.leaving(messages)):
+        for sql, parameters in self.statements(rows):
             more = f"pg_notify(${len(parameters) + 1}::text, ${len(parameters) + 2}::text)"
             returning = "," if " RETURNING " in sql else " RETURNING"
             done.append((f"{sql}{returning} {more}", (*parameters, *told)))
         return done
 
-    def statements(self, messages: Sequence[Message]) -> Sequence[Statement]:
-        """Return what inserts *messages*: one statement for those that may leave now, then one for those that may not.
+    def statements(self, rows: Sequence[Leaving]) -> Sequence[Statement]:
+        """Return what inserts *rows*: one statement for those that may leave now, then one for those that may not.
 
         The first returns the row numbers.
         """
-        at_once = [columns_of(one) for one in messages if one.not_before is None]
-        later = [(*columns_of(one), one.not_before) for one in messages if one.not_before is not None]
+        at_once = [(row.part, *row.columns) for row in rows if row.due is None]
+        later = [(row.part, *row.columns, row.due) for row in rows if row.due is not None]
         done: list[Statement] = []
         if len(at_once) == 1:
             done.append((self._insert_one, at_once[0]))
@@ -123,18 +119,13 @@ class PostgresOutbox:
             done.append((self._insert_delayed, [list(column) for column in zip(*later, strict=True)]))
         return done
 
-    def written(self, messages: Sequence[Message], rows: Sequence[tuple[int, ...]]) -> None:
+    def written(self, rows: Sequence[Leaving], places: Sequence[tuple[int, ...]]) -> None:
         """Keep for the relay of this process what it is to publish, as far as there is room, and wake who has to."""
-        parts: set[int] = set()
-        numbers = iter(rows)
-        for message in messages:
-            part = part_of(message)
-            parts.add(part)
-            if message.not_before is None:
-                (row,) = next(numbers)
-                if part in self.wake.parts and len(self.window) < _WINDOW_MAX:
-                    self.window[number_of(row, part)] = message
-        self.wake.committed(parts)
+        at_once = [row for row in rows if row.due is None]
+        for row, (place,) in zip(at_once, places, strict=True):
+            if row.part in self.wake.parts and len(self.window) < _WINDOW_MAX:
+                self.window[number_of(place, row.part)] = row.message
+        self.wake.committed({row.part for row in rows})
 
     async def wait(self, longest: timedelta) -> bool:
         """Wait for a commit, of this process or told of by others, for a due time, or for the time to look."""
@@ -162,12 +153,3 @@ class PostgresOutbox:
         parts = (await self._access.run("requeueing events", (self._requeue, (asked,)))).rows()
         self.wake.committed(part for (part,) in parts)
         return len(parts)
-
-
-def _at_once_if_due(message: Message, now: int) -> Message:
-    due = message.not_before
-    if due is None:
-        return message
-    if due.bit_length() > 63:
-        raise OverflowError(f"{message.id}: its time is beyond what a row can hold")
-    return msgspec.structs.replace(message, not_before=None) if due <= now else message

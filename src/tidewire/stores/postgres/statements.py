@@ -12,7 +12,7 @@ from tidewire.model import Guard, Mark, Message
 from tidewire.protocols import Clock
 from tidewire.stores.postgres.access import Access
 from tidewire.stores.postgres.callers import check_identity
-from tidewire.stores.postgres.events import part_of
+from tidewire.stores.postgres.events import Leaving
 from tidewire.stores.postgres.inbox import PostgresInbox, packed
 from tidewire.stores.postgres.outbox import PostgresOutbox
 
@@ -62,13 +62,11 @@ class PostgresStatements:
             ),
         )
 
-    def rows(self, messages: Sequence[Message]) -> Sequence[Message]:
-        """Return *messages* as they are, once it is known that they can be rows."""
-        leaving = self._outbox.leaving(messages)
-        self._outbox.statements(leaving)
-        return leaving
+    def rows(self, messages: Sequence[Message]) -> Sequence[Leaving]:
+        """Return the rows, of which some may wait for their time."""
+        return self._outbox.rows(messages)
 
-    def put(self, rows: Sequence[Message]) -> Sequence[Step]:
+    def put(self, rows: Sequence[Leaving]) -> Sequence[Step]:
         """One statement for what may leave now, one for what may not."""
         return [Step(text, parameters) for text, parameters in self._outbox.statements(rows)]
 
@@ -80,6 +78,6 @@ class PostgresStatements:
             AlreadyMarked(f"the run of {name} at {due} is not {owner}'s"),
         )
 
-    def written(self, rows: Sequence[Message]) -> None:
+    def written(self, rows: Sequence[Leaving]) -> None:
         """Wake who relays them, here or elsewhere."""
-        self._outbox.wake.committed([part_of(row) for row in rows])
+        self._outbox.wake.committed([row.part for row in rows])

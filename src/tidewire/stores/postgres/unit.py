@@ -18,10 +18,11 @@ from tidewire.kit.postgres.errors import PostgresErrors, is_rerun, is_server, is
 from tidewire.kit.postgres.pool import PostgresPool
 from tidewire.kit.postgres.text import kept
 from tidewire.kit.postgres.wire import Answers, Statement, Wire
-from tidewire.model import Guard, Message
+from tidewire.model import Guard
 from tidewire.protocols import Unit
+from tidewire.stores.postgres.events import Leaving
 
-__all__ = ["Core", "Leaving", "PostgresUnit", "own_unit"]
+__all__ = ["Core", "PostgresUnit", "Writing", "own_unit"]
 
 _CUT_AFTER, _PATIENCE = 5.0, 0.2
 _BEGIN: Statement = ("BEGIN", ())
@@ -30,15 +31,15 @@ _ROLLBACK: Statement = ("ROLLBACK", ())
 _NO_LANE, _ABORTED = "22012", "25P02"
 
 
-class Leaving(Protocol):
+class Writing(Protocol):
     """What the outbox does for units: it says how events are written, and hears of what is committed."""
 
-    def statements(self, messages: Sequence[Message]) -> Sequence[Statement]:
-        """Return what inserts *messages*, in order."""
+    def statements(self, rows: Sequence[Leaving]) -> Sequence[Statement]:
+        """Return what inserts *rows*, in order."""
         ...
 
-    def written(self, messages: Sequence[Message], rows: Sequence[tuple[int, ...]]) -> None:
-        """Hear that *messages* are committed; *rows* is what their first statement returned."""
+    def written(self, rows: Sequence[Leaving], places: Sequence[tuple[int, ...]]) -> None:
+        """Hear that *rows* are committed; *places* is what their first statement returned."""
         ...
 
 
@@ -48,7 +49,7 @@ class Core:
 
     pool: PostgresPool
     errors: PostgresErrors
-    leaving: Leaving
+    outbox: Writing
     guard_sql: str
     mark_index: str
     handle: Callable[[PostgresUnit], Any]
@@ -64,7 +65,7 @@ class PostgresUnit:
     """
 
     __slots__ = (
-        "_beginning", "_failure", "_guard", "_inserts", "_later", "_marks", "_messages", "_points", "_sent", "_state",
+        "_beginning", "_failure", "_guard", "_inserts", "_later", "_leaving", "_marks", "_points", "_sent", "_state",
         "_sync", "_tx", "_wire", "core",
     )  # fmt: skip
 
@@ -78,7 +79,7 @@ class PostgresUnit:
         self._failure: Exception | None = None
         self._later: list[Statement] = []
         self._marks: set[tuple[int, bytes]] = set()
-        self._messages: list[Message] = []
+        self._leaving: list[Leaving] = []
         self._inserts = 0
         self._points = 0
         self._tx: Any = None
@@ -171,19 +172,19 @@ class PostgresUnit:
         self._marks.add((scope, event_id))
         return len(self._marks) > before
 
-    def leave(self, messages: Sequence[Message]) -> None:
-        """Write *messages* into the outbox with the seal.
+    def leave(self, rows: Sequence[Leaving]) -> None:
+        """Write *rows* into the outbox with the seal.
 
         Raises:
             TransactionClosed: the unit has ended.
         """
         self.check_open()
-        self._messages += messages
+        self._leaving += rows
 
     async def seal(self) -> Awaitable[None]:
         """Commit. The transaction is durable on return: the next event of a key must see what this one wrote."""
         self.check_open()
-        if not (self._sent or self._later or self._messages):
+        if not (self._sent or self._later or self._leaving):
             self._end()
             return _durable()
         if self._failure is not None:
@@ -203,8 +204,8 @@ class PostgresUnit:
             )
         if error is None:
             self._end()
-            if self._messages:
-                self.core.leaving.written(self._messages, answers.rows(-1 - self._inserts))
+            if self._leaving:
+                self.core.outbox.written(self._leaving, answers.rows(-1 - self._inserts))
             if interrupted:
                 raise asyncio.CancelledError
             return _durable()
@@ -247,8 +248,8 @@ class PostgresUnit:
             lane = (kept(self._guard.group), kept(self._guard.lane), self._guard.epoch)
             batch.append((self.core.guard_sql, lane))
         batch += self._later
-        if self._messages:
-            inserts = self.core.leaving.statements(self._messages)
+        if self._leaving:
+            inserts = self.core.outbox.statements(self._leaving)
             self._inserts = len(inserts)
             batch += inserts
         batch.append(_COMMIT)
