@@ -30,7 +30,7 @@ from tidewire.transports.memory.groups import Group, Lane, Member, Share
 from tidewire.transports.memory.log import Cursor, Entry, Feed, LaneLog, Queue
 from tidewire.transports.memory.timeline import Timeline, Waiter
 
-__all__ = ["MemoryBroker", "TopicLog"]
+__all__ = ["MemoryBroker", "TopicLog", "size_of"]
 
 TRIM_EVERY = 64
 """A topic looks for what its retention lets go after so many messages."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 
 import msgspec
 
-from tidewire.errors import ConfigurationError, TransportClosed
+from tidewire.errors import ConfigurationError
 from tidewire.model import (
     Act,
     Address,
@@ -26,6 +25,7 @@ from tidewire.model import (
     TopicInfo,
     TopicSpec,
 )
+from tidewire.testing.simulation.models.common import Lifetime, joined
 from tidewire.testing.simulation.models.jetstream.inspection import Look
 from tidewire.testing.simulation.models.jetstream.provisioning import provision
 from tidewire.testing.simulation.models.jetstream.publishing import Publisher
@@ -51,8 +51,7 @@ class JetStreamClient:
         self.server = server
         self.link = link
         self._publisher = Publisher(server, link)
-        self._process = os.getpid()
-        self._closed = False
+        self._lifetime = Lifetime()
 
     @property
     def capabilities(self) -> Capabilities:
@@ -74,12 +73,11 @@ class JetStreamClient:
 
     async def close(self) -> None:
         """Refuse every call from now on."""
-        self._closed = True
+        self._lifetime.end()
 
     def check(self) -> None:
         """Raise `TransportClosed` where the transport may not be used."""
-        if self._closed or os.getpid() != self._process:
-            raise TransportClosed("the transport is closed, or belongs to the process that was forked")
+        self._lifetime.check()
 
     async def provision(
         self, topics: Sequence[TopicSpec], groups: Sequence[GroupSpec], *, dry_run: bool = False
@@ -125,12 +123,8 @@ class JetStreamClient:
         receiver = JetStreamReceiver(
             self.server, self.link, subscription=subscription, publisher=self._publisher, check=self.check
         )
-        try:
-            await receiver.join()
+        async with joined(receiver):
             yield receiver
-            await receiver.drain()
-        finally:
-            await receiver.leave()
 
     # --- inspecting -------------------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from tidewire.model import (
     Topic,
     TopicInfo,
 )
+from tidewire.testing.simulation.models.common import dead_channel, position_number
 from tidewire.testing.simulation.models.intake import Bell
 from tidewire.testing.simulation.models.jetstream.lanes import Claim
 from tidewire.testing.simulation.models.jetstream.names import AUDIT, groups_of, stream_of, wait_of
@@ -110,7 +111,7 @@ class Look:
 
     async def browse(self, address: Address, after: int | str | None, *, limit: int) -> list[Browsed]:
         """Return what lies at *address* behind a number."""
-        place = 0 if after is None else _position(after)
+        place = 0 if after is None else position_number(after)
         name = stream_of(address)
         await self._settings(name)
         if isinstance(address, Topic):
@@ -120,11 +121,10 @@ class Look:
 
     async def remove(self, channel: Address, positions: Sequence[int | str]) -> int:
         """Delete dead letters and return how many there were."""
-        if not isinstance(channel, DeadChannel):
-            raise TransportRefused(f"{channel} is no dead channel: nothing can be removed from it")
-        await self._settings(stream_of(channel))
-        numbers = [_position(position) for position in positions]
-        return await self._link.call(self._server.delete, stream_of(channel), numbers)
+        name = stream_of(dead_channel(channel))
+        await self._settings(name)
+        numbers = [position_number(position) for position in positions]
+        return await self._link.call(self._server.delete, name, numbers)
 
     # --- moving and trimming ----------------------------------------------------------------------------------
 
@@ -141,7 +141,7 @@ class Look:
             later = [one.number for one in await self._link.call(self._server.look, topic) if one.stamp >= stamp]
             gone, number = purged > 0 and purged_stamp >= stamp, min(later, default=last + 1)
         else:
-            number = _position(to)
+            number = position_number(to)
             gone = purged >= number
         if gone:
             raise TransportRefused(f"{topic}: not everything from {to} on is retained", hint="seek to a later place")
@@ -192,10 +192,3 @@ class Look:
         found = await self._link.call(self._server.look, AUDIT)
         acts = [(one.number, msgspec.json.decode(one.message.body, type=Act)) for one in found if one.number > after]
         return acts[:limit]
-
-
-def _position(text: int | str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise TransportRefused(f"{text!r} is no position of this broker") from None

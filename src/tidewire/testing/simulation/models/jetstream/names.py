@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import zlib
-
 from tidewire.model import Address, DeadChannel, InboxChannel, Topic
 
-__all__ = ["AUDIT", "groups_of", "lane_of", "stream_of", "wait_of"]
+__all__ = ["AUDIT", "groups_of", "stream_of", "wait_of"]
 
 AUDIT = "|audit"
 
@@ -25,11 +23,6 @@ def stream_of(address: Address) -> str:
 def wait_of(lane: str) -> str:
     """Return the subject in which a lane's messages wait for their time."""
     return f"wait.{lane}"
-
-
-def lane_of(key: str, lanes: int) -> str:
-    """Return the subject of a key: its lane."""
-    return str(zlib.crc32(key.encode(errors="surrogatepass")) % lanes)
 
 
 def groups_of(names: list[str], topic: str | None = None) -> list[tuple[str, str]]:

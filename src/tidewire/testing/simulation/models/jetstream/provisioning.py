@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from tidewire.model import Change, DeadChannel, GroupSpec, InboxChannel, TopicSpec
+from tidewire.testing.simulation.models.common import compared, settings_of
 from tidewire.testing.simulation.models.jetstream.names import stream_of
 from tidewire.testing.simulation.models.jetstream.server import JetStreamServer
 from tidewire.testing.simulation.models.jetstream.streams import Settings
@@ -37,14 +38,9 @@ async def _topic(
     what = f"topic {spec.name}"
     wanted = Settings(lanes=spec.lanes, retention=spec.retention, size_max=spec.size_bytes_max)
     if spec.name in there:
-        found = there[spec.name]
-        pairs = {
-            "lanes": (found.lanes, wanted.lanes),
-            "retention": (found.retention, wanted.retention),
-            "size_bytes_max": (found.size_max, wanted.size_max),
-        }
-        differ = [f"{name} is {one}, not {other}" for name, (one, other) in pairs.items() if one != other]
-        return Change("conflict", what, "; ".join(differ)) if differ else Change("unchanged", what)
+        stream = there[spec.name]
+        found = {"lanes": stream.lanes, "retention": stream.retention, "size_bytes_max": stream.size_max}
+        return compared(what, found, settings_of(spec))
     if spec.lanes < 1:
         return Change("conflict", what, "a topic needs at least one lane")
     if not dry_run:

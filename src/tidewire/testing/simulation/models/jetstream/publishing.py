@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from tidewire.errors import TransportUnavailable
-from tidewire.model import Address, DeadChannel, InboxChannel, Message, Receipt, Topic
-from tidewire.testing.simulation.models.jetstream.names import lane_of, stream_of, wait_of
+from tidewire.model import DeadChannel, InboxChannel, Message, Receipt, Topic
+from tidewire.testing.simulation.models.common import Series, lane_of, series_of, size_of, unfit
+from tidewire.testing.simulation.models.jetstream.names import stream_of, wait_of
 from tidewire.testing.simulation.models.jetstream.server import JetStreamServer, Post, PubAck
 from tidewire.testing.simulation.models.jetstream.streams import Settings
 from tidewire.testing.simulation.models.links import Disconnected, Link
 
-__all__ = ["Publisher", "size_of"]
+__all__ = ["Publisher"]
 
 _TRIES = 3
 _SIDE_BY_SIDE = 8
@@ -39,7 +40,7 @@ class Publisher:
             TransportUnavailable: nothing was sent.
         """
         receipts: dict[int, Receipt] = {}
-        failed: set[tuple[Address, str]] = set()
+        failed: set[Series] = set()
         unsent = 0
         rest = dict(enumerate(messages))
         while rest:
@@ -65,14 +66,14 @@ class Publisher:
 
     def _side_by_side(self, rest: Mapping[int, Message]) -> list[int]:
         """Return what may be sent at once: the first ones, until a key comes twice."""
-        keys: set[tuple[Address, str]] = set()
+        keys: set[Series] = set()
         found: list[int] = []
         for index, message in rest.items():
-            name = None if message.key is None else (message.to, message.key)
-            if name in keys or len(found) == _SIDE_BY_SIDE:
+            series = series_of(message)
+            if series in keys or len(found) == _SIDE_BY_SIDE:
                 break
-            if name is not None:
-                keys.add(name)
+            if series is not None:
+                keys.add(series)
             found.append(index)
         return found
 
@@ -94,14 +95,10 @@ class Publisher:
             return Receipt(name, "rejected", outcome.reason, f"{post.stream} refuses it")
         return Receipt(name, outcome.status)
 
-    async def _verdict(self, message: Message, failed: set[tuple[Address, str]]) -> Receipt | None:
+    async def _verdict(self, message: Message, failed: set[Series]) -> Receipt | None:
         """Return why *message* is not sent, if so."""
-        if message.key is not None and (message.to, message.key) in failed:
-            return Receipt(message.id, "rejected", "after_failure")
-        size = size_of(message)
-        if size > self._server.message_bytes_max:
-            detail = f"{size} bytes with headers; at most {self._server.message_bytes_max}"
-            return Receipt(message.id, "rejected", "too_large", detail)
+        if (receipt := unfit(message, failed, self._server.message_bytes_max)) is not None:
+            return receipt
         name = stream_of(message.to)
         if name not in self.settings:
             self.settings = await self._link.call(self._server.describe)
@@ -125,7 +122,7 @@ class Publisher:
 
     def _lane(self, key: str | None, lanes: int) -> str:
         if key is not None:
-            return lane_of(key, lanes)
+            return str(lane_of(key, lanes))
         self._turn += 1
         return str(self._turn % lanes)
 
@@ -135,14 +132,6 @@ class Publisher:
         return f"{self._client}-{self._made}"
 
 
-def size_of(message: Message) -> int:
-    """Return the bytes of the body and of the headers' names and values."""
-    return len(message.body) + sum(
-        len(name.encode(errors="surrogatepass")) + len(value.encode(errors="surrogatepass"))
-        for name, value in message.headers.items()
-    )
-
-
-def _note_failure(message: Message, failed: set[tuple[Address, str]]) -> None:
-    if message.key is not None:
-        failed.add((message.to, message.key))
+def _note_failure(message: Message, failed: set[Series]) -> None:
+    if (series := series_of(message)) is not None:
+        failed.add(series)

@@ -12,6 +12,7 @@ import msgspec
 
 from tidewire.errors import TransportClosed
 from tidewire.model import Delivery, LaneEvent, Move, Release, Settlement, Subscription
+from tidewire.testing.simulation.models.common import demand_no_delay
 from tidewire.testing.simulation.models.intake import Crew, Intake
 from tidewire.testing.simulation.models.jetstream.lanes import Channel, Lane
 from tidewire.testing.simulation.models.jetstream.names import wait_of
@@ -63,8 +64,7 @@ class JetStreamReceiver:
             ValueError: a `Release` with a delay under ordering by key.
         """
         self._check_client()
-        if self._subscription.ordering == "key" and any(one.delay > timedelta(0) for one in release):
-            raise ValueError("under ordering by key a release has no delay: hold the key, or move the delivery")
+        demand_no_delay(self._subscription, release)
         self._own.check_lease()
         try:
             settlements = await self._acks(ack)

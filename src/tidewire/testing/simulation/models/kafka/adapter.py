@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 
-from tidewire.errors import ConfigurationError, TransportClosed, TransportUnavailable
+from tidewire.errors import ConfigurationError, TransportUnavailable
 from tidewire.model import (
     Act,
     Address,
@@ -24,6 +23,7 @@ from tidewire.model import (
     TopicInfo,
     TopicSpec,
 )
+from tidewire.testing.simulation.models.common import Lifetime, Series, joined, series_of, size_of, unfit
 from tidewire.testing.simulation.models.kafka import inspection
 from tidewire.testing.simulation.models.kafka.logs import Draft
 from tidewire.testing.simulation.models.kafka.logs import Topic as Log
@@ -53,8 +53,7 @@ class KafkaClient:
         self.link = link
         self._producer = Producer(server, link)
         self._logs: Mapping[str, Log] = {}
-        self._process = os.getpid()
-        self._closed = False
+        self._lifetime = Lifetime()
 
     @property
     def capabilities(self) -> Capabilities:
@@ -76,12 +75,11 @@ class KafkaClient:
 
     async def close(self) -> None:
         """Refuse every call from now on."""
-        self._closed = True
+        self._lifetime.end()
 
     def check(self) -> None:
         """Raise `TransportClosed` where the transport may not be used."""
-        if self._closed or os.getpid() != self._process:
-            raise TransportClosed("the transport is closed, or belongs to the process that was forked")
+        self._lifetime.check()
 
     async def provision(
         self, topics: Sequence[TopicSpec], groups: Sequence[GroupSpec], *, dry_run: bool = False
@@ -110,12 +108,8 @@ class KafkaClient:
         receiver = KafkaReceiver(
             self.server, self.link, subscription=subscription, publish=self._publish, check=self.check
         )
-        try:
-            await receiver.join()
+        async with joined(receiver):
             yield receiver
-            await receiver.drain()
-        finally:
-            await receiver.leave()
 
     # --- publishing -------------------------------------------------------------------------------------------
 
@@ -123,12 +117,12 @@ class KafkaClient:
         if not messages:
             return ()
         verdicts: list[Receipt | None] = []
-        failed: set[tuple[Address, str]] = set()
+        failed: set[Series] = set()
         sizes: dict[str, int] = {}
         for message in messages:
             verdict = await self._verdict(message, failed, sizes)
-            if verdict is not None and message.key is not None:
-                failed.add((message.to, message.key))
+            if verdict is not None and (series := series_of(message)) is not None:
+                failed.add(series)
             verdicts.append(verdict)
         batches: dict[tuple[str, int], list[int]] = {}
         for index, message in enumerate(messages):
@@ -146,16 +140,10 @@ class KafkaClient:
             raise TransportUnavailable("the brokers cannot be reached")
         return [verdict for verdict in verdicts if verdict is not None]
 
-    async def _verdict(
-        self, message: Message, failed: set[tuple[Address, str]], sizes: dict[str, int]
-    ) -> Receipt | None:
+    async def _verdict(self, message: Message, failed: set[Series], sizes: dict[str, int]) -> Receipt | None:
         """Return why *message* is not sent, if so."""
-        if message.key is not None and (message.to, message.key) in failed:
-            return Receipt(message.id, "rejected", "after_failure")
-        size = inspection.size_of(message)
-        if size > self.server.message_bytes_max:
-            detail = f"{size} bytes with headers; at most {self.server.message_bytes_max}"
-            return Receipt(message.id, "rejected", "too_large", detail)
+        if (receipt := unfit(message, failed, self.server.message_bytes_max)) is not None:
+            return receipt
         name = name_of(message.to)
         if name not in self._logs:
             self._logs = await self.link.call(self.server.describe)
@@ -164,7 +152,7 @@ class KafkaClient:
         cap = self._logs[name].cap
         if cap is None or not isinstance(message.to, Topic):
             return None
-        waiting = sizes.get(name, 0)  # what this call is about to send
+        size, waiting = size_of(message), sizes.get(name, 0)  # what this call is about to send
         if waiting + size + await self.look.size(name) > cap:
             await self.look.trim(name, early=True)
         if waiting + size + await self.look.size(name) <= cap:

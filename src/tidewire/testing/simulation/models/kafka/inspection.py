@@ -21,6 +21,7 @@ from tidewire.model import (
     Topic,
     TopicInfo,
 )
+from tidewire.testing.simulation.models.common import dead_channel, position_number, size_of
 from tidewire.testing.simulation.models.kafka.groups import Committed, Place
 from tidewire.testing.simulation.models.kafka.logs import Draft, Partition, Record
 from tidewire.testing.simulation.models.kafka.logs import Topic as Log
@@ -28,7 +29,7 @@ from tidewire.testing.simulation.models.kafka.names import AUDIT, groups_of, nam
 from tidewire.testing.simulation.models.kafka.server import KafkaServer
 from tidewire.testing.simulation.models.links import Link, Refusal
 
-__all__ = ["Look", "size_of"]
+__all__ = ["Look"]
 
 
 class Look:
@@ -107,7 +108,7 @@ class Look:
 
     async def browse(self, address: Address, after: int | str | None, *, limit: int) -> list[Browsed]:
         """Return what lies at *address* behind a stamp; of an inbox channel, what is not done."""
-        place = 0 if after is None else _position(after)
+        place = 0 if after is None else position_number(after)
         name = name_of(address)
         if isinstance(address, Topic):
             await self._log(name)
@@ -138,10 +139,9 @@ class Look:
 
     async def tombstones(self, channel: Address, positions: Sequence[int | str]) -> list[Draft]:
         """Return what to write so that dead letters are gone; missing ones are ignored."""
-        if not isinstance(channel, DeadChannel):
-            raise TransportRefused(f"{channel} is no dead channel: nothing can be removed from it")
-        wanted = {_position(position) for position in positions}
-        letters = _living((await self._log(name_of(channel))).partitions[0].records)
+        name = name_of(dead_channel(channel))
+        wanted = {position_number(position) for position in positions}
+        letters = _living((await self._log(name)).partitions[0].records)
         return [Draft(None, record.draft.key) for record in letters if record.stamp in wanted]
 
     # --- moving and trimming ----------------------------------------------------------------------------------
@@ -151,7 +151,7 @@ class Look:
         await self._log(name_of(InboxChannel(topic, group)))
         await self.trim(topic)
         log = await self._log(topic)
-        stamp = microseconds(to) if isinstance(to, datetime) else _position(to)
+        stamp = microseconds(to) if isinstance(to, datetime) else position_number(to)
         if any(partition.trimmed_stamp >= stamp for partition in log.partitions):
             raise TransportRefused(f"{topic}: not everything from {to} on is retained", hint="seek to a later place")
         offsets: dict[Place, Committed] = {}
@@ -223,14 +223,6 @@ class Look:
         return found
 
 
-def size_of(message: Message) -> int:
-    """Return the bytes of the body and of the headers' names and values."""
-    return len(message.body) + sum(
-        len(name.encode(errors="surrogatepass")) + len(value.encode(errors="surrogatepass"))
-        for name, value in message.headers.items()
-    )
-
-
 def _bytes_of(partition: Partition) -> int:
     return sum(size_of(record.draft.message) for record in partition.records if record.draft.message is not None)
 
@@ -243,10 +235,3 @@ def _living(records: Sequence[Record]) -> list[Record]:
 
 def _stamp(record: Record) -> int:
     return record.stamp
-
-
-def _position(text: int | str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise TransportRefused(f"{text!r} is no position of this broker") from None

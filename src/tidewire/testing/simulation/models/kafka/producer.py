@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import zlib
 from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
 
 from tidewire.model import Message, Receipt
+from tidewire.testing.simulation.models.common import lane_of
 from tidewire.testing.simulation.models.kafka.groups import Place
 from tidewire.testing.simulation.models.kafka.logs import Draft
 from tidewire.testing.simulation.models.kafka.server import BadRecord, KafkaServer
@@ -54,7 +54,7 @@ class Producer:
         if key is None:
             self._turn += 1
             return topic, self._turn % count
-        return topic, _partition_of(key, count)
+        return topic, lane_of(key, count)
 
     async def send(self, place: Place, drafts: Sequence[Draft]) -> list[Receipt | Outcome]:
         """Store *drafts* in their order; one that is refused takes the rest of its key with it, and nothing else."""
@@ -105,11 +105,6 @@ class Producer:
         finally:
             if not certain and self._identity is identity:  # cancelled, refused or without an answer
                 self._identity = None
-
-
-def _partition_of(key: str, count: int) -> int:
-    """Return the partition of a key."""
-    return zlib.crc32(key.encode(errors="surrogatepass")) % count
 
 
 def _key(draft: Draft) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from tidewire.model import Change, DeadChannel, GroupSpec, InboxChannel, TopicSpec
+from tidewire.testing.simulation.models.common import compared, settings_of
 from tidewire.testing.simulation.models.kafka.logs import Topic
 from tidewire.testing.simulation.models.kafka.names import name_of
 from tidewire.testing.simulation.models.kafka.server import KafkaServer
@@ -29,13 +30,8 @@ async def _topic(server: KafkaServer, link: Link, spec: TopicSpec, *, there: dic
     what = f"topic {spec.name}"
     if spec.name in there:
         topic = there[spec.name]
-        pairs = {
-            "lanes": (len(topic.partitions), spec.lanes),
-            "retention": (topic.retention, spec.retention),
-            "size_bytes_max": (topic.cap, spec.size_bytes_max),
-        }
-        differ = [f"{name} is {found}, not {wanted}" for name, (found, wanted) in pairs.items() if found != wanted]
-        return Change("conflict", what, "; ".join(differ)) if differ else Change("unchanged", what)
+        found = {"lanes": len(topic.partitions), "retention": topic.retention, "size_bytes_max": topic.cap}
+        return compared(what, found, settings_of(spec))
     if spec.lanes < 1:
         return Change("conflict", what, "a topic needs at least one lane")
     if not dry_run:

@@ -24,6 +24,7 @@ from tidewire.model import (
     Settlement,
     Subscription,
 )
+from tidewire.testing.simulation.models.common import demand_no_delay
 from tidewire.testing.simulation.models.intake import Bell, Crew, Intake
 from tidewire.testing.simulation.models.kafka.groups import Committed, Place
 from tidewire.testing.simulation.models.kafka.lanes import Lane, handed_out
@@ -86,8 +87,7 @@ class KafkaReceiver:
             ValueError: a `Release` with a delay under ordering by key.
         """
         self._check_client()
-        if self._subscription.ordering == "key" and any(one.delay > timedelta(0) for one in release):
-            raise ValueError("under ordering by key a release has no delay: hold the key, or move the delivery")
+        demand_no_delay(self._subscription, release)
         settlements = [self._ack(one) for one in ack]
         for one in release:
             settlements.append(await self._release(one))
