@@ -25,21 +25,13 @@ __all__ = ["AsyncSessions", "Sessions"]
 _BUSY_MS = 30_000
 
 
-class AsyncSessions:
-    """An ``async_sessionmaker``: its units are an ``AsyncSession`` each, for ``async def`` handlers."""
+class _Maker:
+    """What a session maker says of its sessions; see `tidewire.kit.lent.seam.Lender`."""
 
-    awaited = True
     eager = False
 
     def __init__(self, maker: Any) -> None:
         self._maker = maker
-
-    @classmethod
-    def on(cls, engine: Any) -> AsyncSessions:
-        """Return sessions on an ``AsyncEngine``, whose objects can be read after the commit."""
-        from sqlalchemy.ext.asyncio import async_sessionmaker
-
-        return cls(async_sessionmaker(engine, expire_on_commit=False))
 
     @property
     def url(self) -> str:
@@ -52,21 +44,33 @@ class AsyncSessions:
         made: type = self._maker.class_
         return made
 
+
+class AsyncSessions(_Maker):
+    """An ``async_sessionmaker``: its units are an ``AsyncSession`` each, for ``async def`` handlers."""
+
+    awaited = True
+
+    @classmethod
+    def on(cls, engine: Any) -> AsyncSessions:
+        """Return sessions on an ``AsyncEngine``, whose objects can be read after the commit."""
+        from sqlalchemy.ext.asyncio import async_sessionmaker
+
+        return cls(async_sessionmaker(engine, expire_on_commit=False))
+
     def lend(self) -> AsyncLentSession:
         """Return a new session."""
         return AsyncLentSession(self._maker())
 
 
-class Sessions:
+class Sessions(_Maker):
     """A ``sessionmaker``: its units are a ``Session`` each, for ``def`` handlers."""
 
     awaited = False
-    eager = False
 
     def __init__(self, maker: Any) -> None:
         from sqlalchemy import event
 
-        self._maker = maker
+        super().__init__(maker)
         self._watches: WeakKeyDictionary[Any, _Watch] = WeakKeyDictionary()
         if self.url:  # of one connection SQLAlchemy tells no errors
             event.listen(maker.kw["bind"], "handle_error", self._failed)
@@ -78,17 +82,6 @@ class Sessions:
 
         return cls(sessionmaker(engine, expire_on_commit=False))
 
-    @property
-    def url(self) -> str:
-        """What the engine was made with, without SQLAlchemy's driver."""
-        return _store_url(self._maker)
-
-    @property
-    def tx_type(self) -> type:
-        """The class of the sessions."""
-        made: type = self._maker.class_
-        return made
-
     def lend(self) -> LentSession:
         """Return a new session."""
         return LentSession(self._maker(), self._watches)
@@ -99,12 +92,12 @@ class Sessions:
             watch.ran()
 
 
-class AsyncLentSession:
-    """See `tidewire.kit.lent.seam.Lent`."""
+class _Session:
+    """What a lent session says of itself; see `tidewire.kit.lent.seam.Lent`."""
 
-    def __init__(self, session: Any) -> None:
+    def __init__(self, session: Any, watch: _Watch) -> None:
         self._session = session
-        self._watch = _Watch(session.sync_session, None)
+        self._watch = watch
 
     @property
     def tx(self) -> Any:
@@ -127,6 +120,13 @@ class AsyncLentSession:
     def in_thread(self) -> AbstractContextManager[None]:
         """Nothing: the session is no thread's."""
         return nullcontext()
+
+
+class AsyncLentSession(_Session):
+    """See `tidewire.kit.lent.seam.Lent`."""
+
+    def __init__(self, session: Any) -> None:
+        super().__init__(session, _Watch(session.sync_session, None))
 
     async def sql(self) -> AsyncSql:
         """Write what the session has pending, and return its transaction."""
@@ -147,38 +147,15 @@ class AsyncLentSession:
         await self._session.close()
 
 
-class LentSession:
+class LentSession(_Session):
     """See `tidewire.kit.lent.seam.Lent`. What the runtime does with it happens in a thread of its own.
 
     Of its own, because in a pool of threads those that wait for a lock would keep out the one that is to release it.
     """
 
     def __init__(self, session: Any, watches: MutableMapping[Any, _Watch]) -> None:
-        self._session = session
-        self._watch = _Watch(session, watches)
+        super().__init__(session, _Watch(session, watches))
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="tidewire-unit")
-
-    @property
-    def tx(self) -> Any:
-        """The session."""
-        return self._session
-
-    @property
-    def ended(self) -> str:
-        """What the handler ended the transaction with."""
-        return self._watch.ended
-
-    @property
-    def begun(self) -> bool:
-        """Whether anything has been asked of the session, or given to it."""
-        return bool(self._session.in_transaction())
-
-    async def begin(self) -> None:
-        """Nothing: the session does, when it needs to."""
-
-    def in_thread(self) -> AbstractContextManager[None]:
-        """Nothing: the session is no thread's."""
-        return nullcontext()
 
     async def sql(self) -> AsyncSql:
         """Write what the session has pending, and return its transaction."""
