@@ -11,7 +11,8 @@ A model is two things that know each other only over a `Link`:
   What the broker does not promise, the adapter pays for, as our real adapters have to.
 
 What clients need alike is in `intake`: `Bell` (news from the server), `Intake` (the outstanding receive, safe to
-cancel) and `Crew` (tasks that live as long as a client).
+cancel) and `Crew` (tasks that live as long as a client). What all adapters check alike is in `common`; how those to
+brokers of logs name and provision things, in `channels`.
 
 To add a model:
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from tidewire.errors import TidewireError, TransportUnavailable
 from tidewire.model import Delivery, LaneEvent
 
-__all__ = ["Bell", "Crew", "Intake"]
+__all__ = ["Arrivals", "Bell", "Crew", "Intake"]
 
 
 T = TypeVar("T")
@@ -48,6 +48,26 @@ class Bell:
         finally:
             timer.cancel()
             del self._futures[future]
+
+    async def until(self, met: Callable[[], bool], end: float) -> None:
+        """Wait until *met* is true, asking after each ring, or until the loop's time is *end*."""
+        loop = asyncio.get_running_loop()
+        while not met() and (rest := end - loop.time()) > 0:
+            await self.wait(self.rings, rest)
+
+
+class Arrivals(Bell):
+    """Rings, and *bell* with it, when there is something new; *more*: there may be something that was not fetched."""
+
+    def __init__(self, bell: Bell) -> None:
+        super().__init__()
+        self.more = True
+        self._bell = bell
+
+    def ring(self) -> None:
+        """Wake whoever waits for *bell*."""
+        self.more = True
+        self._bell.ring()
 
 
 class Crew:

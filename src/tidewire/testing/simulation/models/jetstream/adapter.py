@@ -8,7 +8,6 @@ from datetime import datetime
 
 import msgspec
 
-from tidewire.errors import ConfigurationError
 from tidewire.model import (
     Act,
     Address,
@@ -25,6 +24,7 @@ from tidewire.model import (
     TopicInfo,
     TopicSpec,
 )
+from tidewire.testing.simulation.models.channels import demand_group
 from tidewire.testing.simulation.models.common import Lifetime, joined
 from tidewire.testing.simulation.models.jetstream.inspection import Look
 from tidewire.testing.simulation.models.jetstream.provisioning import provision
@@ -116,10 +116,7 @@ class JetStreamClient:
             ConfigurationError: a topic is unknown.
         """
         self.check()
-        spec = GroupSpec(subscription.group, subscription.topics, subscription.start)
-        for change in await self.provision([], [spec]):
-            if change.kind == "conflict" and "there is no topic" in change.detail:
-                raise ConfigurationError(f"{subscription.group}: {change.detail}", hint="provision it first")
+        await demand_group(self, subscription)
         receiver = JetStreamReceiver(
             self.server, self.link, subscription=subscription, publisher=self._publisher, check=self.check
         )

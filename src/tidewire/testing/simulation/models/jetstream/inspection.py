@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 
 import msgspec
 
@@ -21,10 +21,10 @@ from tidewire.model import (
     Topic,
     TopicInfo,
 )
+from tidewire.testing.simulation.models.channels import AUDIT, existing, goes_until, groups_of, name_of
 from tidewire.testing.simulation.models.common import dead_channel, position_number
 from tidewire.testing.simulation.models.intake import Bell
-from tidewire.testing.simulation.models.jetstream.lanes import Claim
-from tidewire.testing.simulation.models.jetstream.names import AUDIT, groups_of, stream_of, wait_of
+from tidewire.testing.simulation.models.jetstream.lanes import Claim, wait_of
 from tidewire.testing.simulation.models.jetstream.server import JetStreamServer, Post, Who
 from tidewire.testing.simulation.models.jetstream.streams import Settings
 from tidewire.testing.simulation.models.links import Link
@@ -40,10 +40,7 @@ class Look:
         self._link = link
 
     async def _settings(self, name: str) -> Settings:
-        there = await self._link.call(self._server.describe)
-        if name not in there:
-            raise TransportRefused(f"there is no {name}", hint="provision it first")
-        return there[name]
+        return existing(await self._link.call(self._server.describe), name)
 
     # --- counts -----------------------------------------------------------------------------------------------
 
@@ -86,7 +83,7 @@ class Look:
 
     async def stats(self, topic: str, group: str) -> Stats:
         """Return exact counts of (topic, group)."""
-        inbox = stream_of(InboxChannel(topic, group))
+        inbox = name_of(InboxChannel(topic, group))
         lanes = (await self._settings(inbox)).lanes
         whose = [(stream, f"{group}.{number}") for stream in (topic, inbox) for number in range(lanes)]
         counts = await self._link.call(self._server.counts, whose)
@@ -98,7 +95,7 @@ class Look:
         ]
         due = [one for one in waits if (one.message.not_before or 0) <= now]
         oldest = [one.oldest for one in counts if one.oldest is not None] + [one.stamp for one in due]
-        dead = await self._link.call(self._server.look, stream_of(DeadChannel(topic, group)))
+        dead = await self._link.call(self._server.look, name_of(DeadChannel(topic, group)))
         return Stats(
             ready=sum(one.fresh + one.again for one in counts) + len(due),
             in_flight=sum(one.out for one in counts),
@@ -112,7 +109,7 @@ class Look:
     async def browse(self, address: Address, after: int | str | None, *, limit: int) -> list[Browsed]:
         """Return what lies at *address* behind a number."""
         place = 0 if after is None else position_number(after)
-        name = stream_of(address)
+        name = name_of(address)
         await self._settings(name)
         if isinstance(address, Topic):
             await self.trim(name)
@@ -121,7 +118,7 @@ class Look:
 
     async def remove(self, channel: Address, positions: Sequence[int | str]) -> int:
         """Delete dead letters and return how many there were."""
-        name = stream_of(dead_channel(channel))
+        name = name_of(dead_channel(channel))
         await self._settings(name)
         numbers = [position_number(position) for position in positions]
         return await self._link.call(self._server.delete, name, numbers)
@@ -130,7 +127,7 @@ class Look:
 
     async def seek(self, topic: str, group: str, *, to: int | str | datetime) -> None:
         """Let the consumers of a group without members begin somewhere else."""
-        lanes = (await self._settings(stream_of(InboxChannel(topic, group)))).lanes
+        lanes = (await self._settings(name_of(InboxChannel(topic, group)))).lanes
         there, _ = await self._link.call(self._server.overview, group, Bell())
         if any(topic in msgspec.json.decode(value, type=list[str]) for _, value in there):
             raise TransportRefused(f"{group}: members are active on {topic}", hint="stop them, then seek")
@@ -151,10 +148,9 @@ class Look:
     async def trim(self, name: str, *, early: bool = False) -> None:
         """Delete what every group is done with and retention lets go. *early*: whatever its age."""
         settings = await self._settings(name)
-        if settings.retention is None and not early:
+        limit = goes_until(settings.retention, self._server.clock.now_us(), early=early)
+        if limit is None:
             return
-        now = self._server.clock.now_us()
-        limit = now if early or settings.retention is None else now - settings.retention // timedelta(microseconds=1)
         old = [one.number for one in await self._link.call(self._server.look, name) if one.stamp <= limit]
         if not old:
             return

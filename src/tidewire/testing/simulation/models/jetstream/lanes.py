@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from tidewire.model import Delivery, InboxChannel, Message
-from tidewire.testing.simulation.models.intake import Bell
+from tidewire.testing.simulation.models.intake import Arrivals, Bell
 from tidewire.testing.simulation.models.jetstream.server import Who
 from tidewire.testing.simulation.models.jetstream.streams import Given, Stored
 
-__all__ = ["Channel", "Claim", "Lane", "Try"]
+__all__ = ["Channel", "Claim", "Lane", "Try", "wait_of"]
 
 
 class Try(msgspec.Struct, frozen=True, array_like=True):
@@ -30,20 +30,6 @@ class Claim(msgspec.Struct, frozen=True):
     tries: tuple[Mapping[int, Try], Mapping[int, Try]] = ({}, {})
 
 
-class _Ring(Bell):
-    """Rings when there is something new; *more*: there may be."""
-
-    def __init__(self, bell: Bell) -> None:
-        super().__init__()
-        self.more = True
-        self._bell = bell
-
-    def ring(self) -> None:
-        """Wake the outstanding receive."""
-        self.more = True
-        self._bell.ring()
-
-
 class Channel:
     """One consumer of a lane: *out* was handed on, *ready* was pulled and not handed on, *early* must wait."""
 
@@ -53,7 +39,7 @@ class Channel:
         self.now: dict[int, Try] = {}
         self.out: dict[int, Stored] = {}
         self.early: dict[int, Stored] = {}
-        self.ring = _Ring(bell)
+        self.ring = Arrivals(bell)
         self._ready: list[tuple[int, Stored]] = []
 
     @property
@@ -112,7 +98,7 @@ class Lane:
         self.epoch = self.revision = epoch
         self.inbox = inbox
         self.public = public
-        self.waits = _Ring(bell)
+        self.waits = Arrivals(bell)
         self.waiting: list[tuple[int, int, Stored]] = []  # by the time they are due
         self.gathering = True
         self.paused = False
@@ -138,3 +124,8 @@ class Lane:
         return Delivery(
             stored.message, self.name, self.epoch, stored.number, now.attempt, now.suspect, None, stored.stamp
         )
+
+
+def wait_of(lane: str) -> str:
+    """Return the subject in which a lane's messages wait for their time."""
+    return f"wait.{lane}"

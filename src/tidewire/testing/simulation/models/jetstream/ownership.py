@@ -9,10 +9,10 @@ from datetime import timedelta
 import msgspec
 
 from tidewire.model import InboxChannel, LaneEvent, Subscription
+from tidewire.testing.simulation.models.channels import name_of
 from tidewire.testing.simulation.models.intake import Bell, Intake
 from tidewire.testing.simulation.models.jetstream.buckets import Entry
 from tidewire.testing.simulation.models.jetstream.lanes import Channel, Claim, Lane
-from tidewire.testing.simulation.models.jetstream.names import stream_of
 from tidewire.testing.simulation.models.jetstream.server import JetStreamServer, Who
 from tidewire.testing.simulation.models.links import Disconnected, Link, Refusal
 from tidewire.transports.memory.balance import plan
@@ -47,7 +47,7 @@ class Ownership:
 
     def inbox_stream(self, topic: str) -> str:
         """Return its stream."""
-        return stream_of(self.inbox(topic))
+        return name_of(self.inbox(topic))
 
     def check_lease(self) -> None:
         """Lose everything if nobody has heard of us for a whole lease."""

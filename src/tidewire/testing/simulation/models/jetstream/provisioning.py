@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from tidewire.model import Change, DeadChannel, GroupSpec, InboxChannel, TopicSpec
+from tidewire.testing.simulation.models.channels import group_conflict, name_of, unknown_to
 from tidewire.testing.simulation.models.common import compared, settings_of
-from tidewire.testing.simulation.models.jetstream.names import stream_of
 from tidewire.testing.simulation.models.jetstream.server import JetStreamServer
 from tidewire.testing.simulation.models.jetstream.streams import Settings
 from tidewire.testing.simulation.models.links import Link
@@ -59,14 +59,9 @@ async def _group(
     known: frozenset[str],
     dry_run: bool,
 ) -> Change:
-    what = f"group {spec.name}"
-    if missing := [topic for topic in spec.topics if topic not in known]:
-        return Change("conflict", what, f"there is no topic {', '.join(missing)}")
-    inboxes = {topic: stream_of(InboxChannel(topic, spec.name)) for topic in spec.topics}
-    other = [topic for topic, inbox in inboxes.items() if inbox in there and there[inbox].start != spec.start]
-    if other:
-        return Change("conflict", what, f"it began at {there[inboxes[other[0]]].start} of {', '.join(other)}")
-    new = [topic for topic, inbox in inboxes.items() if inbox not in there]
+    if (conflict := group_conflict(spec, there, known)) is not None:
+        return conflict
+    what, new = f"group {spec.name}", unknown_to(spec, there)
     made = dry_run
     for topic in () if dry_run else spec.topics:
         made |= await _begin(server, link, topic, spec=spec, lanes=there[topic].lanes)
@@ -78,7 +73,7 @@ async def _group(
 def _complete(spec: GroupSpec, there: Mapping[str, Settings], consumers: Mapping[str, frozenset[str]]) -> bool:
     """Whether the group has all that it needs on every topic, and began where it should."""
     for topic in spec.topics:
-        inbox = stream_of(InboxChannel(topic, spec.name))
+        inbox = name_of(InboxChannel(topic, spec.name))
         if topic not in there or inbox not in there or there[inbox].start != spec.start:
             return False
         wanted = {f"{spec.name}.{number}" for number in range(there[topic].lanes)}
@@ -92,10 +87,10 @@ async def _begin(server: JetStreamServer, link: Link, topic: str, *, spec: Group
 
     Its consumers of the topic come first: who has an inbox channel, by which it is known, misses nothing.
     """
-    inbox = stream_of(InboxChannel(topic, spec.name))
+    inbox = name_of(InboxChannel(topic, spec.name))
     subjects = {f"{spec.name}.{number}": str(number) for number in range(lanes)}
     await link.call(server.ensure, topic, subjects, latest=spec.start == "latest")
-    await link.call(server.create, stream_of(DeadChannel(topic, spec.name)), Settings())
+    await link.call(server.create, name_of(DeadChannel(topic, spec.name)), Settings())
     made = await link.call(server.create, inbox, Settings(lanes=lanes, start=spec.start, work=True))
     await link.call(server.ensure, inbox, subjects, latest=False)
     return made

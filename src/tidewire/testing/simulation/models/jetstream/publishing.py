@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from tidewire.errors import TransportUnavailable
 from tidewire.model import DeadChannel, InboxChannel, Message, Receipt, Topic
+from tidewire.testing.simulation.models.channels import name_of
 from tidewire.testing.simulation.models.common import Series, lane_of, series_of, size_of, unfit
-from tidewire.testing.simulation.models.jetstream.names import stream_of, wait_of
+from tidewire.testing.simulation.models.jetstream.lanes import wait_of
 from tidewire.testing.simulation.models.jetstream.server import JetStreamServer, Post, PubAck
 from tidewire.testing.simulation.models.jetstream.streams import Settings
 from tidewire.testing.simulation.models.links import Disconnected, Link
@@ -99,7 +100,7 @@ class Publisher:
         """Return why *message* is not sent, if so."""
         if (receipt := unfit(message, failed, self._server.message_bytes_max)) is not None:
             return receipt
-        name = stream_of(message.to)
+        name = name_of(message.to)
         if name not in self.settings:
             self.settings = await self._link.call(self._server.describe)
         if name not in self.settings:
@@ -107,7 +108,7 @@ class Publisher:
         return None
 
     def _post(self, message: Message) -> Post:
-        name = stream_of(message.to)
+        name = name_of(message.to)
         match message.to:
             case Topic():
                 subject = self._lane(message.key, self.settings[name].lanes)

@@ -12,10 +12,10 @@ import msgspec
 
 from tidewire.errors import TransportClosed
 from tidewire.model import Delivery, LaneEvent, Move, Release, Settlement, Subscription
+from tidewire.testing.simulation.models.channels import steer
 from tidewire.testing.simulation.models.common import demand_no_delay
 from tidewire.testing.simulation.models.intake import Crew, Intake
-from tidewire.testing.simulation.models.jetstream.lanes import Channel, Lane
-from tidewire.testing.simulation.models.jetstream.names import wait_of
+from tidewire.testing.simulation.models.jetstream.lanes import Channel, Lane, wait_of
 from tidewire.testing.simulation.models.jetstream.ownership import Ownership
 from tidewire.testing.simulation.models.jetstream.publishing import Publisher
 from tidewire.testing.simulation.models.jetstream.server import JetStreamServer, Post, Who
@@ -84,16 +84,7 @@ class JetStreamReceiver:
     ) -> None:
         """Pause or resume lanes, or let go of revoked ones."""
         self._check()
-        lanes = self._own.lanes
-        for name in pause:
-            if name in lanes:
-                lanes[name].paused = True
-        for name in resume:
-            if name in lanes:
-                lanes[name].paused = False
-        for name in drained:
-            if name in lanes:
-                lanes[name].drained = lanes[name].deadline is not None
+        steer(self._own.lanes, pause, resume, drained=drained)
         self._intake.bell.ring()
         self._own.kick.ring()
 
@@ -183,8 +174,11 @@ class JetStreamReceiver:
 
     @property
     def _room(self) -> int:
-        out = sum(len(channel.out) for lane in self._own.lanes.values() for channel in lane.both)
-        return max(0, self._subscription.prefetch - out) if self._state == "active" else 0
+        return max(0, self._subscription.prefetch - self._in_flight) if self._state == "active" else 0
+
+    @property
+    def _in_flight(self) -> int:
+        return sum(len(channel.out) for lane in self._own.lanes.values() for channel in lane.both)
 
     def _open(self) -> list[Lane]:
         return [lane for lane in self._own.lanes.values() if not lane.paused and lane.deadline is None]
@@ -312,14 +306,8 @@ class JetStreamReceiver:
         self._state = "leaving"
         for lane in self._own.lanes.values():
             self._own.take_back(lane)
-        loop = asyncio.get_running_loop()
-        end = loop.time() + self._subscription.grace.total_seconds()
-        while True:
-            heard = self._intake.bell.rings
-            rest = end - loop.time()
-            if not any(channel.out for lane in self._own.lanes.values() for channel in lane.both) or rest <= 0:
-                return
-            await self._intake.bell.wait(heard, rest)
+        end = asyncio.get_running_loop().time() + self._subscription.grace.total_seconds()
+        await self._intake.bell.until(lambda: not self._in_flight, end)
 
     async def leave(self) -> None:
         """Give back what is out, uncounted, and be gone."""

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 
-from tidewire.errors import ConfigurationError, TransportUnavailable
+from tidewire.errors import TransportUnavailable
 from tidewire.model import (
     Act,
     Address,
@@ -23,11 +23,11 @@ from tidewire.model import (
     TopicInfo,
     TopicSpec,
 )
+from tidewire.testing.simulation.models.channels import demand_group, name_of
 from tidewire.testing.simulation.models.common import Lifetime, Series, joined, series_of, size_of, unfit
 from tidewire.testing.simulation.models.kafka import inspection
 from tidewire.testing.simulation.models.kafka.logs import Draft
 from tidewire.testing.simulation.models.kafka.logs import Topic as Log
-from tidewire.testing.simulation.models.kafka.names import name_of
 from tidewire.testing.simulation.models.kafka.producer import Producer
 from tidewire.testing.simulation.models.kafka.provisioning import provision
 from tidewire.testing.simulation.models.kafka.receiver import KafkaReceiver
@@ -101,10 +101,7 @@ class KafkaClient:
             ConfigurationError: a topic is unknown.
         """
         self.check()
-        spec = GroupSpec(subscription.group, subscription.topics, subscription.start)
-        for change in await self.provision([], [spec]):
-            if change.kind == "conflict" and "there is no topic" in change.detail:
-                raise ConfigurationError(f"{subscription.group}: {change.detail}", hint="provision it first")
+        await demand_group(self, subscription)
         receiver = KafkaReceiver(
             self.server, self.link, subscription=subscription, publish=self._publish, check=self.check
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 
 import msgspec
 
@@ -21,11 +21,11 @@ from tidewire.model import (
     Topic,
     TopicInfo,
 )
+from tidewire.testing.simulation.models.channels import AUDIT, existing, goes_until, groups_of, name_of
 from tidewire.testing.simulation.models.common import dead_channel, position_number, size_of
 from tidewire.testing.simulation.models.kafka.groups import Committed, Place
 from tidewire.testing.simulation.models.kafka.logs import Draft, Partition, Record
 from tidewire.testing.simulation.models.kafka.logs import Topic as Log
-from tidewire.testing.simulation.models.kafka.names import AUDIT, groups_of, name_of
 from tidewire.testing.simulation.models.kafka.server import KafkaServer
 from tidewire.testing.simulation.models.links import Link, Refusal
 
@@ -40,10 +40,7 @@ class Look:
         self._link = link
 
     async def _log(self, name: str) -> Log:
-        logs = await self._link.call(self._server.describe)
-        if name not in logs:
-            raise TransportRefused(f"there is no {name}", hint="provision it first")
-        return logs[name]
+        return existing(await self._link.call(self._server.describe), name)
 
     async def _committed(self, group: str, name: str) -> list[Committed]:
         places = [(name, number) for number in range(len((await self._log(name)).partitions))]
@@ -169,10 +166,9 @@ class Look:
         *early*: whatever its age.
         """
         log = await self._log(name)
-        if log.retention is None and not early:
+        limit = goes_until(log.retention, self._server.clock.now_us(), early=early)
+        if limit is None:
             return
-        now = self._server.clock.now_us()
-        limit = now if early or log.retention is None else now - log.retention // timedelta(microseconds=1)
         names = list(await self._link.call(self._server.describe))
         committed = [await self._committed(group, name) for _, group in groups_of(names, name)]
         offsets: dict[Place, int] = {}

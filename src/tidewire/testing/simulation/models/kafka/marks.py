@@ -10,30 +10,16 @@ import heapq
 from collections import deque
 from collections.abc import Sequence
 
-from tidewire.testing.simulation.models.intake import Bell
+from tidewire.testing.simulation.models.intake import Arrivals
 from tidewire.testing.simulation.models.kafka.groups import Committed, Place
 from tidewire.testing.simulation.models.kafka.logs import Record
 
-__all__ = ["Arrivals", "Marks"]
+__all__ = ["Marks"]
 
 _DONE = "~"
 _ATTEMPTS_MAX = 25
 _IDLE, _SUSPECT, _OUT = ord("a") - 1, ord("!") - 1, ord("A") - 1
 """One below the characters for the first attempt: not handed out, the same of a suspect, handed out."""
-
-
-class Arrivals(Bell):
-    """Rings when a partition has something new; *more*: it may have something that was not fetched."""
-
-    def __init__(self, bell: Bell) -> None:
-        super().__init__()
-        self.more = True
-        self._bell = bell
-
-    def ring(self) -> None:
-        """Wake the outstanding receive."""
-        self.more = True
-        self._bell.ring()
 
 
 class Marks:

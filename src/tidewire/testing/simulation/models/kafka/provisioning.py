@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from tidewire.model import Change, DeadChannel, GroupSpec, InboxChannel, TopicSpec
+from tidewire.testing.simulation.models.channels import group_conflict, name_of, unknown_to
 from tidewire.testing.simulation.models.common import compared, settings_of
 from tidewire.testing.simulation.models.kafka.logs import Topic
-from tidewire.testing.simulation.models.kafka.names import name_of
 from tidewire.testing.simulation.models.kafka.server import KafkaServer
 from tidewire.testing.simulation.models.links import Link
 
@@ -52,13 +52,9 @@ async def _group(
     known: frozenset[str],
     dry_run: bool,
 ) -> Change:
-    what = f"group {spec.name}"
-    if missing := [topic for topic in spec.topics if topic not in known]:
-        return Change("conflict", what, f"there is no topic {', '.join(missing)}")
-    inboxes = {topic: name_of(InboxChannel(topic, spec.name)) for topic in spec.topics}
-    if other := [topic for topic, inbox in inboxes.items() if inbox in there and there[inbox].start != spec.start]:
-        return Change("conflict", what, f"it began at {there[inboxes[other[0]]].start} of {', '.join(other)}")
-    new = [topic for topic, inbox in inboxes.items() if inbox not in there]
+    if (conflict := group_conflict(spec, there, known)) is not None:
+        return conflict
+    what, new = f"group {spec.name}", unknown_to(spec, there)
     made = not new
     for topic in [] if dry_run else new:
         made |= await _begin(server, link, topic, spec=spec, partitions=len(there[topic].partitions))

@@ -24,13 +24,13 @@ from tidewire.model import (
     Settlement,
     Subscription,
 )
+from tidewire.testing.simulation.models.channels import name_of, steer
 from tidewire.testing.simulation.models.common import demand_no_delay
-from tidewire.testing.simulation.models.intake import Bell, Crew, Intake
+from tidewire.testing.simulation.models.intake import Arrivals, Bell, Crew, Intake
 from tidewire.testing.simulation.models.kafka.groups import Committed, Place
 from tidewire.testing.simulation.models.kafka.lanes import Lane, handed_out
 from tidewire.testing.simulation.models.kafka.logs import Record
-from tidewire.testing.simulation.models.kafka.marks import Arrivals, Marks
-from tidewire.testing.simulation.models.kafka.names import name_of
+from tidewire.testing.simulation.models.kafka.marks import Marks
 from tidewire.testing.simulation.models.kafka.server import KafkaServer
 from tidewire.testing.simulation.models.links import Disconnected, Link, Refusal
 
@@ -108,17 +108,9 @@ class KafkaReceiver:
     ) -> None:
         """Pause or resume lanes, or let go of revoked ones."""
         self._check()
-        for lane in self._named(pause):
-            lane.paused = True
-        for lane in self._named(resume):
-            lane.paused = False
-        for lane in self._named(drained):
-            lane.drained = lane.deadline is not None
+        steer(self._lanes, pause, resume, drained=drained)
         self._intake.bell.ring()
         self._kick.ring()
-
-    def _named(self, names: Sequence[str]) -> list[Lane]:
-        return [self._lanes[name] for name in names if name in self._lanes]
 
     def _check(self) -> None:
         self._check_client()
@@ -333,14 +325,8 @@ class KafkaReceiver:
         self._state = "leaving"
         for lane in self._lanes.values():
             self._put_back_kept(lane)
-        loop = asyncio.get_running_loop()
-        end = loop.time() + self._subscription.grace.total_seconds()
-        while True:
-            heard = self._intake.bell.rings
-            rest = end - loop.time()
-            if not self._in_flight or rest <= 0:
-                return
-            await self._intake.bell.wait(heard, rest)
+        end = asyncio.get_running_loop().time() + self._subscription.grace.total_seconds()
+        await self._intake.bell.until(lambda: not self._in_flight, end)
 
     async def leave(self) -> None:
         """Give back what is out, uncounted, say goodbye, and be gone."""
