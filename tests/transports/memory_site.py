@@ -5,31 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from datetime import datetime, timedelta
+from datetime import timedelta
 
-from tidewire.clock import SystemClock, microseconds
 from tidewire.model import Address, Delivery, LaneEvent, Message, Move, Receipt, Release, Settlement, Subscription
 from tidewire.testing.transports import Client, Faults, Site, forward
+from tidewire.testing.transports.inside import JumpingClock, Refusals, publish_slowly
 from tidewire.transports.memory import MemoryBroker, MemoryReceiver, MemoryTransport, open_memory_transport
-
-
-class JumpingClock(SystemClock):
-    """The machine's clocks, with a wall time that can be moved."""
-
-    def __init__(self) -> None:
-        self.shift = timedelta(0)
-
-    def now(self) -> datetime:
-        """Return the moved wall time."""
-        return super().now() + self.shift
-
-    def now_us(self) -> int:
-        """Return the moved wall time in microseconds."""
-        return microseconds(self.now())
-
-    def jump(self, by: timedelta) -> None:
-        """Move the wall time."""
-        self.shift += by
 
 
 class MemoryClient:
@@ -68,13 +49,7 @@ class MemoryClient:
 
     async def start_publishing(self, messages: Sequence[Message]) -> None:
         """Publish one by one, beside the test."""
-
-        async def run() -> None:
-            for one in messages:
-                await self._transport.publish([one])
-                await asyncio.sleep(0.0005)
-
-        self._running.append(self._tasks.create_task(run()))
+        self._running.append(self._tasks.create_task(publish_slowly(self._transport, messages)))
 
     async def start_forwarding(self, subscription: Subscription, to: Address) -> None:
         """Forward beside the test."""
@@ -134,13 +109,7 @@ def memory_site(opened: Opened = open_memory_transport, *, patience: float = 8.0
     """Return a site with a broker of its own; *opened* may put something between the suite and the transport."""
     clock = JumpingClock()
     broker = MemoryBroker(clock=clock)
-    refused: set[str] = set()
-
-    def reason(message: Message) -> str | None:
-        if message.id not in refused:
-            return None
-        refused.discard(message.id)
-        return "invalid"
+    refused = Refusals()
 
     @asynccontextmanager
     async def away() -> AsyncGenerator[None]:
@@ -155,7 +124,7 @@ def memory_site(opened: Opened = open_memory_transport, *, patience: float = 8.0
         async with away():
             await asyncio.sleep(0.02)
 
-    broker.refuse = reason
+    broker.refuse = refused.reason
     return Site(
         open=lambda: opened(broker),
         faults=Faults(

@@ -2,41 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from datetime import datetime, timedelta
+from datetime import timedelta
 
-from tidewire.clock import SystemClock, microseconds
 from tidewire.model import Address, Delivery, LaneEvent, Message, Move, Receipt, Release, Settlement, Subscription
 from tidewire.protocols import Receiver, Transport
 from tidewire.testing.simulation.models.catalogue import MODELS, UNORDERED
 from tidewire.testing.simulation.models.intake import Crew
 from tidewire.testing.simulation.models.links import Link, Server
 from tidewire.testing.transports import Client, Faults, Site, forward
+from tidewire.testing.transports.inside import JumpingClock, Refusals, publish_slowly
 
 __all__ = ["model_site"]
 
 TIMEOUT = 0.5
-
-
-class _MovedClock(SystemClock):
-    """The machine's clocks, with a wall time that can be moved."""
-
-    def __init__(self) -> None:
-        self._shift = timedelta(0)
-
-    def now(self) -> datetime:
-        """Return the moved wall time."""
-        return super().now() + self._shift
-
-    def now_us(self) -> int:
-        """Return the moved wall time in microseconds."""
-        return microseconds(self.now())
-
-    def jump(self, by: timedelta) -> None:
-        """Move the wall time."""
-        self._shift += by
 
 
 class _ModelClient:
@@ -75,13 +55,7 @@ class _ModelClient:
 
     async def start_publishing(self, messages: Sequence[Message]) -> None:
         """Publish one by one, beside the test."""
-
-        async def run() -> None:
-            for one in messages:
-                await self._transport.publish([one])
-                await asyncio.sleep(0.0005)
-
-        self._crew.add(run())
+        self._crew.add(publish_slowly(self._transport, messages))
 
     async def start_forwarding(self, subscription: Subscription, to: Address) -> None:
         """Forward beside the test."""
@@ -136,15 +110,9 @@ def model_site(name: str) -> Site:
     The suite runs in real time: it asks the machine's clock, and blocks its event loop on purpose. The server judges
     leases by ticks and stamps by a wall time that can be moved.
     """
-    clock = _MovedClock()
+    clock = JumpingClock()
     server = (MODELS.get(name) or UNORDERED[name])(clock)
-    refused: set[str] = set()
-
-    def reason(message: Message) -> str | None:
-        if message.id not in refused:
-            return None
-        refused.discard(message.id)
-        return "invalid"
+    refused = Refusals()
 
     @asynccontextmanager
     async def away() -> AsyncGenerator[None]:
@@ -169,7 +137,7 @@ def model_site(name: str) -> Site:
     async def restart() -> None:
         server.restart()
 
-    server.refuse = reason
+    server.refuse = refused.reason
     return Site(
         open=lambda: _opened(server),
         faults=Faults(
