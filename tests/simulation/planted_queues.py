@@ -10,10 +10,33 @@ from planting import patch, plant
 
 from tidewire.model import Move, Settlement
 from tidewire.runtime import holds
+from tidewire.testing.simulation.models import intake
 from tidewire.testing.simulation.models.amqp import lanes, receiver, server, topology, transport
 from tidewire.testing.simulation.models.sqs import receiver as sqs_receiver
 from tidewire.testing.simulation.models.sqs import sending
 from tidewire.testing.simulation.models.sqs import topology as topology_of_sqs
+
+
+def without_limit(member: Any) -> None:
+    """Let a receive of a *member* have no end: whatever there is comes, and is handed out."""
+    take: Any = member._fetch
+
+    async def fetch(self: Any, limit: int) -> Any:
+        asked = self._subscription
+        self._subscription = msgspec.structs.replace(asked, prefetch=10_000)
+        found = await take(self, limit + 5)
+        self._subscription = asked
+        return found
+
+    def ready(self: Any, limit: int) -> Any:
+        found = [*self.events, *self.kept]
+        self.events.clear()
+        self.kept.clear()
+        return found
+
+    patch(member, "_fetch", fetch)
+    patch(intake.Intake, "_ready", ready)
+
 
 # --- AMQP-like ------------------------------------------------------------------------------------------------
 
@@ -35,23 +58,7 @@ def amqp_ack_before_the_confirm() -> None:
 @plant("BA-23 C17", ground="amqp")
 def amqp_prefetch_without_limit() -> None:
     """A receive has no end: everything is pushed, and handed out."""
-    take: Any = receiver.AmqpReceiver._fetch
-
-    async def fetch(self: Any, limit: int) -> Any:
-        prefetch = self._subscription
-        self._subscription = msgspec.structs.replace(prefetch, prefetch=10_000)
-        found = await take(self, limit + 5)
-        self._subscription = prefetch
-        return found
-
-    def ready(self: Any, limit: int) -> Any:
-        found = [*self.events, *self.kept]
-        self.events.clear()
-        self.kept.clear()
-        return found
-
-    patch(receiver.AmqpReceiver, "_fetch", fetch)
-    patch(receiver.Intake, "_ready", ready)
+    without_limit(receiver.AmqpReceiver)
 
 
 @plant("BA-2 RA", ground="amqp")
@@ -151,23 +158,7 @@ def sqs_retries_have_the_event_s_id() -> None:
 @plant("BA-23 C17", ground="sqs")
 def sqs_prefetch_without_limit() -> None:
     """A receive has no end: everything is received, and handed out."""
-    take: Any = sqs_receiver.SqsReceiver._fetch
-
-    async def fetch(self: Any, limit: int) -> Any:
-        asked = self._subscription
-        self._subscription = msgspec.structs.replace(asked, prefetch=10_000)
-        found = await take(self, limit + 5)
-        self._subscription = asked
-        return found
-
-    def ready(self: Any, limit: int) -> Any:
-        found = [*self.events, *self.kept]
-        self.events.clear()
-        self.kept.clear()
-        return found
-
-    patch(sqs_receiver.SqsReceiver, "_fetch", fetch)
-    patch(sqs_receiver.Intake, "_ready", ready)
+    without_limit(sqs_receiver.SqsReceiver)
 
 
 @plant("RL-4 RT9", ground="sqs")

@@ -21,6 +21,7 @@ from tidewire.testing.simulation.models.amqp.lanes import Lane, Membership
 from tidewire.testing.simulation.models.amqp.server import AmqpServer, ChannelClosed, Copy, Given
 from tidewire.testing.simulation.models.intake import Crew, Intake
 from tidewire.testing.simulation.models.links import Disconnected, Link
+from tidewire.testing.simulation.models.queues import settle_moves
 
 __all__ = ["AmqpReceiver"]
 
@@ -266,12 +267,11 @@ class AmqpReceiver:
 
     async def _moved(self, moves: Sequence[Move]) -> list[Settlement]:
         """Publish what is moved; when it is confirmed, ack."""
-        found: list[Settlement | None] = []
+        found: dict[int, Settlement] = {}
         wanted: dict[int, Move] = {}
         seen: set[tuple[str, int | str]] = set()
         for place, one in enumerate(moves):
             lane, name = self._ours(one.delivery), (one.delivery.lane, one.delivery.position)
-            found.append(None)
             if lane is None:
                 found[place] = Settlement(one.delivery, "lost")
             elif one.delivery.position not in lane.out or name in seen:
@@ -279,20 +279,10 @@ class AmqpReceiver:
             else:
                 wanted[place] = one
                 seen.add(name)
-        if wanted:
-            copies = [Copy(self._client.name(), message) for one in wanted.values() for message in one.messages]
-            receipts = iter(await self._client.send(copies))
-            stored: dict[int, list[Receipt]] = {}
-            for place, one in wanted.items():
-                mine = [next(receipts) for _ in one.messages]
-                if all(receipt.ok for receipt in mine):
-                    stored[place] = mine
-                else:
-                    found[place] = Settlement(one.delivery, "failed", mine)
-            acked = await self._acked([moves[place].delivery for place in stored])
-            for (place, mine), settled in zip(stored.items(), acked, strict=True):
-                found[place] = msgspec.structs.replace(settled, receipts=mine)
-        return [one for one in found if one is not None]
+        copies = [Copy(self._client.name(), message) for one in wanted.values() for message in one.messages]
+        receipts = await self._client.send(copies)
+        found |= zip(wanted, await settle_moves(wanted.values(), receipts, self._acked), strict=True)
+        return [found[place] for place in range(len(moves))]
 
     async def steer(
         self, *, pause: Sequence[str] = (), resume: Sequence[str] = (), drained: Sequence[str] = ()

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import msgspec
 
-from tidewire.errors import ConfigurationError, TransportClosed, TransportRefused, TransportUnavailable
+from tidewire.errors import TransportClosed, TransportRefused, TransportUnavailable
 from tidewire.model import (
     Act,
     Address,
@@ -30,11 +30,20 @@ from tidewire.model import (
     TopicInfo,
     TopicSpec,
 )
+from tidewire.rules.letters import topic_of
 from tidewire.testing.simulation.models.amqp import topology
 from tidewire.testing.simulation.models.amqp.receiver import AmqpReceiver
 from tidewire.testing.simulation.models.amqp.server import AmqpServer, ChannelClosed, Confirm, Connection, Copy, Given
 from tidewire.testing.simulation.models.intake import Bell
-from tidewire.testing.simulation.models.links import Client, Disconnected, Link, Refusal
+from tidewire.testing.simulation.models.links import Client, Disconnected, Link
+from tidewire.testing.simulation.models.queues import (
+    browse_letters,
+    demand_prefetch,
+    joined,
+    remove_letters,
+    send_by_key,
+    topic_info,
+)
 
 __all__ = ["Amqp"]
 
@@ -98,18 +107,9 @@ class AmqpTransport:
     async def subscribe(self, subscription: Subscription) -> AsyncGenerator[AmqpReceiver]:
         """Join the group."""
         self.demand_open()
-        if subscription.prefetch < 1:
-            raise ConfigurationError(f"{subscription.group}: prefetch is {subscription.prefetch}, at least 1 is needed")
-        receiver = AmqpReceiver(self, subscription)
-        try:
-            try:
-                await receiver.join()
-            except Refusal as error:
-                raise ConfigurationError(f"{subscription.group}: {error.message}", hint="provision it first") from error
+        demand_prefetch(subscription)
+        async with joined(AmqpReceiver(self, subscription), subscription) as receiver:
             yield receiver
-            await receiver.drain()
-        finally:
-            await receiver.leave()
 
     async def close(self) -> None:
         """Refuse every call from now on."""
@@ -136,46 +136,27 @@ class AmqpTransport:
         Raises:
             TransportUnavailable: nothing was handed over.
         """
-        for to in {copy.message.to: None for copy in copies}:
-            await self.lanes(to.name if isinstance(to, Topic) else to.topic)
-        receipts: dict[int, Receipt] = {}
-        failed: set[tuple[Address, str]] = set()
-        left = list(enumerate(copies))
-        while left:
-            batch: list[tuple[int, Copy]] = []
-            busy: set[tuple[Address, str]] = set()
-            later: list[tuple[int, Copy]] = []
-            for place, copy in left:
-                key = None if copy.message.key is None else (copy.message.to, copy.message.key)
-                if key in failed:
-                    receipts[place] = Receipt(copy.message.id, "rejected", "after_failure")
-                elif key in busy:
-                    later.append((place, copy))
-                elif (refusal := self._refusal(copy.message)) is not None:
-                    receipts[place] = refusal
-                    failed |= {key} if key else set()
-                else:
-                    batch.append((place, copy))
-                    busy |= {key} if key else set()
-            try:
-                confirmed = await self._confirmed([copy for _, copy in batch])
-            except TransportUnavailable:
-                if not any(receipt.ok or receipt.status == "unknown" for receipt in receipts.values()):
-                    raise
-                confirmed = [Receipt(copy.message.id, "unknown", detail="no connection") for _, copy in batch]
-            for (place, copy), receipt in zip(batch, confirmed, strict=True):
-                receipts[place] = receipt
-                if not receipt.ok and copy.message.key is not None:
-                    failed.add((copy.message.to, copy.message.key))
-            left = later
-        return [receipts[place] for place in range(len(copies))]
+        for to in dict.fromkeys(copy.message.to for copy in copies):
+            await self.lanes(topic_of(to))
+        return await send_by_key(copies, self._send)
+
+    async def _send(self, batch: Sequence[Copy], some: bool) -> list[Receipt]:
+        """Publish one of each key; *some*: others have been published before."""
+        refusals = [self._refusal(copy.message) for copy in batch]
+        good = [copy for copy, refusal in zip(batch, refusals, strict=True) if refusal is None]
+        try:
+            confirmed = await self._confirmed(good)
+        except TransportUnavailable:
+            if not some:
+                raise
+            confirmed = [Receipt(copy.message.id, "unknown", detail="no connection") for copy in good]
+        coming = iter(confirmed)
+        return [next(coming) if refusal is None else refusal for refusal in refusals]
 
     def _refusal(self, message: Message) -> Receipt | None:
         """Return why a message cannot be published at all."""
-        to = message.to
-        topic = to.name if isinstance(to, Topic) else to.topic
-        if topic not in self._lanes:
-            return Receipt(message.id, "rejected", "unknown_topic", f"there is no {to}")
+        if topic_of(message.to) not in self._lanes:
+            return Receipt(message.id, "rejected", "unknown_topic", f"there is no {message.to}")
         letters = len(message.body) + sum(len(n) + len(v) for n, v in message.headers.items())
         most = self.server.message_bytes_max
         if letters * 4 > most and (size := _size_of(message)) > most:
@@ -221,7 +202,7 @@ class AmqpTransport:
         to = message.to
         if isinstance(to, DeadChannel):
             return "", topology.dead(to.topic, to.group), copy
-        number = self._lane_of(message, self._lanes[to.name if isinstance(to, Topic) else to.topic])
+        number = self._lane_of(message, self._lanes[topic_of(to)])
         wait = timedelta(0)
         if message.not_before is not None:
             wait = timedelta(microseconds=message.not_before - self.now_us())
@@ -275,16 +256,8 @@ class AmqpTransport:
         return await self._asked(self._topics)
 
     def _topics(self) -> list[TopicInfo]:
-        found: list[TopicInfo] = []
-        for name, one in sorted(self.server.exchanges.items()):
-            if name.startswith("t/"):
-                spec = msgspec.convert({"name": name[2:], **one.arguments}, TopicSpec)
-                info = TopicInfo(
-                    name=spec.name, lanes=spec.lanes, messages=None, size_bytes=None, retention=spec.retention,
-                    size_bytes_max=spec.size_bytes_max,
-                )  # fmt: skip
-                found.append(info)
-        return found
+        exchanges = sorted(self.server.exchanges.items())
+        return [topic_info(name[2:], one.arguments) for name, one in exchanges if name.startswith("t/")]
 
     async def groups(self, topic: str | None = None) -> Sequence[GroupInfo]:
         """Return every group on every topic, or on *topic*."""
@@ -315,20 +288,12 @@ class AmqpTransport:
             TransportRefused: it is no dead channel, or there is none.
         """
         self.demand_open()
-        place = "" if after is None else _position(after)
-        if not isinstance(address, DeadChannel):
-            raise TransportRefused("this broker shows a message only by handing it out")
-        found = sorted(await self._letters(address, []), key=_by_position)
-        return [one for one in found if str(one.position) > place][:limit]
+        return await browse_letters(self._letters, address, after=after, limit=limit)
 
     async def remove(self, channel: Address, positions: Sequence[int | str]) -> int:
         """Remove dead letters and return how many there were."""
         self.demand_open()
-        wanted = [_position(position) for position in positions]
-        if not isinstance(channel, DeadChannel):
-            raise TransportRefused(f"{channel} is no dead channel: nothing can be removed from it")
-        there = {str(one.position) for one in await self._letters(channel, wanted)}
-        return len(there & set(wanted))
+        return await remove_letters(self._letters, channel, positions)
 
     async def seek(self, topic: str, group: str, *, to: int | str | datetime) -> None:
         """There is no way back.
@@ -340,7 +305,7 @@ class AmqpTransport:
         raise TransportRefused("this broker keeps nothing that is settled")
 
     async def _letters(self, channel: DeadChannel, remove: Sequence[str]) -> list[Browsed]:
-        """Take all dead letters, ack those to *remove*, give back the rest, and return them all."""
+        """Take all dead letters, ack those to *remove*, give back the rest, and return them all in order."""
         name = topology.dead(channel.topic, channel.group)
         for _ in range(LOOKS_MAX):
             connection = await self.link.call(self.server.connect, LOOK_HEARTBEAT, Bell())
@@ -357,7 +322,7 @@ class AmqpTransport:
             if tags:
                 await self.link.call(connection.channels[0].ack, tags)
             await self.link.call(connection.close)
-            return found
+            return sorted(found, key=_by_position)
         raise TransportUnavailable(f"somebody else has been looking at {name} for too long")
 
     async def note(self, act: Act) -> None:
@@ -399,13 +364,6 @@ def _browsed(one: Given, channel: DeadChannel) -> Browsed:
 
 def _by_position(one: Browsed) -> str:
     return str(one.position)
-
-
-def _position(text: int | str) -> str:
-    name = str(text)
-    if not name.replace(".", "").isdigit():
-        raise TransportRefused(f"{text!r} is no position of this broker")
-    return name
 
 
 def _size_of(message: Message) -> int:

@@ -16,9 +16,10 @@ from typing import Protocol
 import msgspec
 
 from tidewire.errors import TransportClosed, TransportUnavailable
-from tidewire.model import Delivery, LaneEvent, Message, Move, Receipt, Release, Settlement, Subscription
+from tidewire.model import Delivery, LaneEvent, Message, Move, Release, Settlement, Subscription
 from tidewire.testing.simulation.models.intake import Bell, Crew, Intake
 from tidewire.testing.simulation.models.links import Disconnected, Link
+from tidewire.testing.simulation.models.queues import settle_moves
 from tidewire.testing.simulation.models.sqs import topology
 from tidewire.testing.simulation.models.sqs.sending import Copy, Sender, tens
 from tidewire.testing.simulation.models.sqs.server import BATCH_MAX, Entry, Received, SqsServer
@@ -419,17 +420,8 @@ class SqsReceiver:
             for one in wanted.values()
             for index, message in enumerate(one.messages)
         ]
-        receipts = iter(await self._place.sender.send(copies))
-        stored: dict[int, list[Receipt]] = {}
-        for place, one in wanted.items():
-            mine = [next(receipts) for _ in one.messages]
-            if all(receipt.ok for receipt in mine):
-                stored[place] = mine
-            else:
-                found[place] = Settlement(one.delivery, "failed", mine)
-        acked = await self._acked(moves[place].delivery for place in stored)
-        for (place, mine), settled in zip(stored.items(), acked, strict=True):
-            found[place] = msgspec.structs.replace(settled, receipts=mine)
+        receipts = await self._place.sender.send(copies)
+        found |= zip(wanted, await settle_moves(wanted.values(), receipts, self._acked), strict=True)
         return [found[place] for place in range(len(moves))]
 
     async def steer(

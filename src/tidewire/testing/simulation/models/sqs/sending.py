@@ -8,8 +8,9 @@ from typing import TypeVar
 
 import msgspec
 
-from tidewire.model import Address, DeadChannel, Message, Receipt, Topic
+from tidewire.model import DeadChannel, Message, Receipt, Topic
 from tidewire.testing.simulation.models.links import Disconnected, Link, Refusal
+from tidewire.testing.simulation.models.queues import send_by_key
 from tidewire.testing.simulation.models.sqs import topology
 from tidewire.testing.simulation.models.sqs.server import BATCH_MAX, BYTES_MAX, Entry, Sent, SqsServer
 
@@ -48,36 +49,13 @@ class Sender:
         Raises:
             TransportUnavailable: nothing was handed over.
         """
-        receipts: dict[int, Receipt] = {}
-        failed: set[tuple[Address, str]] = set()
-        left = list(enumerate(copies))
-        while left:
-            batch: list[tuple[int, Copy]] = []
-            busy: set[tuple[Address, str]] = set()
-            later: list[tuple[int, Copy]] = []
-            for place, copy in left:
-                key = None if copy.message.key is None else (copy.message.to, copy.message.key)
-                if key in failed:
-                    receipts[place] = Receipt(copy.message.id, "rejected", "after_failure")
-                elif key in busy:
-                    later.append((place, copy))
-                else:
-                    batch.append((place, copy))
-                    busy |= {key} if key else set()
-            some = any(receipt.ok or receipt.status == "unknown" for receipt in receipts.values())
-            for place, receipt in (await self._round(batch, some=some)).items():
-                receipts[place] = receipt
-                message = copies[place].message
-                if not receipt.ok and message.key is not None:
-                    failed.add((message.to, message.key))
-            left = later
-        return [receipts[place] for place in range(len(copies))]
+        return await send_by_key(copies, self._send)
 
-    async def _round(self, batch: Sequence[tuple[int, Copy]], *, some: bool) -> dict[int, Receipt]:
+    async def _send(self, batch: Sequence[Copy], some: bool) -> list[Receipt]:
         """Send one of each key, destination by destination; *some*: others have been sent before."""
         receipts: dict[int, Receipt] = {}
         places: dict[tuple[bool, str], list[tuple[int, Entry]]] = {}
-        for place, copy in batch:
+        for place, copy in enumerate(batch):
             found = self._entry(copy)
             if isinstance(found, Receipt):
                 receipts[place] = found
@@ -96,8 +74,8 @@ class Sender:
                     sent = [Sent("unknown")] * len(chunk)
                 some = some or any(one.code in ("", "unknown") for one in sent)
                 for (place, _), one in zip(chunk, sent, strict=True):
-                    receipts[place] = _receipt(batch, place, one)
-        return receipts
+                    receipts[place] = _receipt(batch[place].message, one)
+        return [receipts[place] for place in range(len(batch))]
 
     def _entry(self, copy: Copy) -> Receipt | tuple[tuple[bool, str], Entry]:
         """Return where a copy goes and as what, or why it cannot."""
@@ -127,15 +105,14 @@ class Sender:
         return Entry(body=body, group=group, dedup=name)
 
 
-def _receipt(batch: Sequence[tuple[int, Copy]], place: int, sent: Sent) -> Receipt:
-    copy = next(copy for at, copy in batch if at == place)
+def _receipt(message: Message, sent: Sent) -> Receipt:
     if sent.code == "unknown":
-        return Receipt(copy.message.id, "unknown", detail="no answer came")
+        return Receipt(message.id, "unknown", detail="no answer came")
     if sent.code in ("QueueDoesNotExist", "NotFound"):
-        return Receipt(copy.message.id, "rejected", "unknown_topic", f"there is no {copy.message.to}")
+        return Receipt(message.id, "rejected", "unknown_topic", f"there is no {message.to}")
     if sent.code:
-        return Receipt(copy.message.id, "rejected", "invalid", sent.code)
-    return Receipt(copy.message.id, "duplicate" if sent.duplicate else "stored")
+        return Receipt(message.id, "rejected", "invalid", sent.code)
+    return Receipt(message.id, "duplicate" if sent.duplicate else "stored")
 
 
 def tens(entries: Sequence[T], weigh: Callable[[T], int] = lambda one: 0) -> Iterator[Sequence[T]]:

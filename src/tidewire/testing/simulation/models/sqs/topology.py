@@ -28,6 +28,7 @@ from tidewire.model import (
     TopicSpec,
 )
 from tidewire.testing.simulation.models.links import Refusal
+from tidewire.testing.simulation.models.queues import topic_info
 from tidewire.testing.simulation.models.sqs.server import Entry, SqsServer
 
 __all__ = [
@@ -223,14 +224,7 @@ def register_in(body: str) -> Register:
 
 def topic_infos(server: SqsServer) -> list[TopicInfo]:
     """Return every topic; what was published to it, the broker does not keep."""
-    specs = [msgspec.convert({"name": name, **topic.tags}, TopicSpec) for name, topic in sorted(server.topics.items())]
-    return [
-        TopicInfo(
-            name=spec.name, lanes=spec.lanes, messages=None, size_bytes=None, retention=spec.retention,
-            size_bytes_max=spec.size_bytes_max,
-        )
-        for spec in specs
-    ]  # fmt: skip
+    return [topic_info(name, topic.tags) for name, topic in sorted(server.topics.items())]
 
 
 def groups_on(server: SqsServer, topic: str) -> list[str]:

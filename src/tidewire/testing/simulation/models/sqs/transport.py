@@ -29,7 +29,8 @@ from tidewire.model import (
     TopicInfo,
     TopicSpec,
 )
-from tidewire.testing.simulation.models.links import Client, Link, Refusal
+from tidewire.testing.simulation.models.links import Client, Link
+from tidewire.testing.simulation.models.queues import browse_letters, demand_prefetch, joined, remove_letters
 from tidewire.testing.simulation.models.sqs import topology
 from tidewire.testing.simulation.models.sqs.receiver import SqsReceiver
 from tidewire.testing.simulation.models.sqs.sending import Copy, Sender, tens
@@ -112,23 +113,13 @@ class SqsTransport:
     async def subscribe(self, subscription: Subscription) -> AsyncGenerator[SqsReceiver]:
         """Join the group, which here means to begin to receive."""
         self.demand_open()
-        group = subscription.group
-        if subscription.prefetch < 1:
-            raise ConfigurationError(f"{group}: prefetch is {subscription.prefetch}, at least 1 is needed")
+        demand_prefetch(subscription)
         if subscription.ordering == "key" and not self.fifo:
             raise ConfigurationError(
-                f"{group}: standard queues keep no order", hint="use FIFO queues, or ordering none"
+                f"{subscription.group}: standard queues keep no order", hint="use FIFO queues, or ordering none"
             )
-        receiver = SqsReceiver(self, subscription)
-        try:
-            try:
-                await receiver.join()
-            except Refusal as error:
-                raise ConfigurationError(f"{group}: {error.message}", hint="provision it first") from error
+        async with joined(SqsReceiver(self, subscription), subscription) as receiver:
             yield receiver
-            await receiver.drain()
-        finally:
-            await receiver.leave()
 
     async def close(self) -> None:
         """Refuse every call from now on."""
@@ -166,20 +157,12 @@ class SqsTransport:
             TransportRefused: it is no dead channel, or there is none.
         """
         self.demand_open()
-        place = "" if after is None else _position(after)
-        if not isinstance(address, DeadChannel):
-            raise TransportRefused("this broker shows a message only by handing it out")
-        found = [_browsed(one, address) for one in await self._taken(topology.dead(address.topic, address.group), [])]
-        return [one for one in found if str(one.position) > place][:limit]
+        return await browse_letters(self._letters, address, after=after, limit=limit)
 
     async def remove(self, channel: Address, positions: Sequence[int | str]) -> int:
         """Remove dead letters and return how many there were."""
         self.demand_open()
-        wanted = [_position(position) for position in positions]
-        if not isinstance(channel, DeadChannel):
-            raise TransportRefused(f"{channel} is no dead channel: nothing can be removed from it")
-        there = await self._taken(topology.dead(channel.topic, channel.group), wanted)
-        return sum(_place(one) in wanted for one in there)
+        return await remove_letters(self._letters, channel, positions)
 
     async def seek(self, topic: str, group: str, *, to: int | str | datetime) -> None:
         """There is no way back.
@@ -189,6 +172,10 @@ class SqsTransport:
         """
         self.demand_open()
         raise TransportRefused("this broker keeps nothing that is settled")
+
+    async def _letters(self, channel: DeadChannel, remove: Sequence[str]) -> list[Browsed]:
+        taken = await self._taken(topology.dead(channel.topic, channel.group), remove)
+        return [_browsed(one, channel) for one in taken]
 
     async def _taken(self, name: str, remove: Sequence[str]) -> list[Received]:
         """Take all of a queue, delete those at the places to *remove*, show the rest again, and return them all."""
@@ -259,10 +246,3 @@ def _place(one: Received) -> str:
 def _browsed(one: Received, channel: DeadChannel) -> Browsed:
     message = msgspec.structs.replace(topology.unpacked(one.body)[0], to=channel)
     return Browsed(message, _place(one), one.sent_at)
-
-
-def _position(text: int | str) -> str:
-    name = str(text)
-    if not name.replace(".", "").isdigit():
-        raise TransportRefused(f"{text!r} is no position of this broker")
-    return name
