@@ -1,9 +1,9 @@
-"""What the adapters to brokers of queues do alike: sending key by key, joining, moving, and looking at dead letters."""
+"""What the adapters to brokers of queues do alike: joining, sending key by key, moving, and looking at dead letters."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
 import msgspec
@@ -22,9 +22,18 @@ from tidewire.model import (
     TopicInfo,
     TopicSpec,
 )
+from tidewire.testing.simulation.models.common import Series, dead_channel, series_of
 from tidewire.testing.simulation.models.links import Refusal
 
-__all__ = ["browse_letters", "demand_prefetch", "joined", "remove_letters", "send_by_key", "settle_moves", "topic_info"]
+__all__ = [
+    "browse_letters",
+    "demand_prefetch",
+    "demand_provisioned",
+    "remove_letters",
+    "send_by_key",
+    "settle_moves",
+    "topic_info",
+]
 
 
 class Copy(Protocol):
@@ -36,59 +45,9 @@ class Copy(Protocol):
         ...
 
 
-class Receiver(Protocol):
-    """A member's place in its group."""
-
-    async def join(self) -> None:
-        """Become a member."""
-
-    async def drain(self) -> None:
-        """Wait until what was handed out is settled."""
-
-    async def leave(self) -> None:
-        """Leave the group."""
-
-
 C = TypeVar("C", bound=Copy)
-R = TypeVar("R", bound=Receiver)
 Take = Callable[[DeadChannel, Sequence[str]], Awaitable[Sequence[Browsed]]]
 """Takes all of a dead channel for a moment, removes what is at these positions, and returns all of it in order."""
-
-
-# --- sending --------------------------------------------------------------------------------------------------
-
-
-async def send_by_key(
-    copies: Sequence[C], send: Callable[[Sequence[C], bool], Awaitable[Sequence[Receipt]]]
-) -> list[Receipt]:
-    """Send *copies*, of each key one at a time: behind one that is not stored nothing of its key may go.
-
-    *send* sends a batch with each key at most once. It hears whether something sent before it may be stored: if so,
-    it does not raise what goes wrong, but says it in the receipts.
-    """
-    receipts: dict[int, Receipt] = {}
-    failed: set[tuple[Address, str]] = set()
-    left = list(enumerate(copies))
-    while left:
-        batch: list[tuple[int, C]] = []
-        busy: set[tuple[Address, str]] = set()
-        later: list[tuple[int, C]] = []
-        for place, copy in left:
-            key = None if copy.message.key is None else (copy.message.to, copy.message.key)
-            if key in failed:
-                receipts[place] = Receipt(copy.message.id, "rejected", "after_failure")
-            elif key in busy:
-                later.append((place, copy))
-            else:
-                batch.append((place, copy))
-                busy |= {key} if key else set()
-        some = any(receipt.ok or receipt.status == "unknown" for receipt in receipts.values())
-        for (place, copy), receipt in zip(batch, await send([copy for _, copy in batch], some), strict=True):
-            receipts[place] = receipt
-            if not receipt.ok and copy.message.key is not None:
-                failed.add((copy.message.to, copy.message.key))
-        left = later
-    return [receipts[place] for place in range(len(copies))]
 
 
 # --- membership -----------------------------------------------------------------------------------------------
@@ -100,18 +59,49 @@ def demand_prefetch(subscription: Subscription) -> None:
         raise ConfigurationError(f"{subscription.group}: prefetch is {subscription.prefetch}, at least 1 is needed")
 
 
-@asynccontextmanager
-async def joined(receiver: R, subscription: Subscription) -> AsyncGenerator[R]:
-    """Join the group, and leave it at the end."""
+@contextmanager
+def demand_provisioned(group: str) -> Generator[None]:
+    """Raise `ConfigurationError` when the server refuses to let somebody join: something is not there."""
     try:
-        try:
-            await receiver.join()
-        except Refusal as error:
-            raise ConfigurationError(f"{subscription.group}: {error.message}", hint="provision it first") from error
-        yield receiver
-        await receiver.drain()
-    finally:
-        await receiver.leave()
+        yield
+    except Refusal as error:
+        raise ConfigurationError(f"{group}: {error.message}", hint="provision it first") from error
+
+
+# --- sending and moving ---------------------------------------------------------------------------------------
+
+
+async def send_by_key(
+    copies: Sequence[C], send: Callable[[Sequence[C], bool], Awaitable[Sequence[Receipt]]]
+) -> list[Receipt]:
+    """Send *copies*, of each key one at a time: behind one that is not stored nothing of its key may go.
+
+    *send* sends a batch with each key at most once. It hears whether something sent before it may be stored: if so,
+    it does not raise what goes wrong, but says it in the receipts.
+    """
+    receipts: dict[int, Receipt] = {}
+    failed: set[Series] = set()
+    left = list(enumerate(copies))
+    while left:
+        batch: list[tuple[int, C]] = []
+        busy: set[Series] = set()
+        later: list[tuple[int, C]] = []
+        for place, copy in left:
+            key = series_of(copy.message)
+            if key in failed:
+                receipts[place] = Receipt(copy.message.id, "rejected", "after_failure")
+            elif key in busy:
+                later.append((place, copy))
+            else:
+                batch.append((place, copy))
+                busy |= {key} if key else set()
+        some = any(receipt.ok or receipt.status == "unknown" for receipt in receipts.values())
+        for (place, copy), receipt in zip(batch, await send([copy for _, copy in batch], some), strict=True):
+            receipts[place] = receipt
+            if not receipt.ok and (key := series_of(copy.message)) is not None:
+                failed.add(key)
+        left = later
+    return [receipts[place] for place in range(len(copies))]
 
 
 async def settle_moves(
@@ -129,7 +119,7 @@ async def settle_moves(
     return settled
 
 
-# --- looking --------------------------------------------------------------------------------------------------
+# --- looking -------------------------------------------------------------------------------------------------
 
 
 def topic_info(name: str, settings: Mapping[str, object]) -> TopicInfo:
@@ -161,9 +151,7 @@ async def remove_letters(take: Take, channel: Address, positions: Sequence[int |
         TransportRefused: it is no dead channel, or there is none.
     """
     wanted = [_position(position) for position in positions]
-    if not isinstance(channel, DeadChannel):
-        raise TransportRefused(f"{channel} is no dead channel: nothing can be removed from it")
-    there = await take(channel, wanted)
+    there = await take(dead_channel(channel), wanted)
     return sum(one.position in wanted for one in there)
 
 

@@ -19,9 +19,10 @@ from tidewire.model import Delivery, InboxChannel, LaneEvent, Move, Receipt, Rel
 from tidewire.testing.simulation.models.amqp import topology
 from tidewire.testing.simulation.models.amqp.lanes import Lane, Membership
 from tidewire.testing.simulation.models.amqp.server import AmqpServer, ChannelClosed, Copy, Given
+from tidewire.testing.simulation.models.common import demand_no_delay
 from tidewire.testing.simulation.models.intake import Crew, Intake
 from tidewire.testing.simulation.models.links import Disconnected, Link
-from tidewire.testing.simulation.models.queues import settle_moves
+from tidewire.testing.simulation.models.queues import demand_provisioned, settle_moves
 
 __all__ = ["AmqpReceiver"]
 
@@ -67,7 +68,8 @@ class AmqpReceiver:
 
     async def join(self) -> None:
         """Become a member."""
-        await self._member.connect()
+        with demand_provisioned(self._subscription.group):
+            await self._member.connect()
         self._crew.add(self._member.tend())
 
     # --- receiving --------------------------------------------------------------------------------------------
@@ -176,8 +178,7 @@ class AmqpReceiver:
             ValueError: a `Release` with a delay under ordering by key.
         """
         self._client.demand_open() if not self._left else None
-        if self._subscription.ordering == "key" and any(one.delay > timedelta(0) for one in release):
-            raise ValueError("under ordering by key a release has no delay: hold the key, or move the delivery")
+        demand_no_delay(self._subscription, release)
         connection = self._member.connection
         try:
             settlements = await self._acked(ack)

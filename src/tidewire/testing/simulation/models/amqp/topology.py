@@ -7,7 +7,6 @@ which a message lives for 2ⁿ twentieths of a second each: one after the other,
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from datetime import timedelta
 
@@ -16,6 +15,7 @@ import msgspec
 from tidewire.errors import TransportRefused
 from tidewire.model import Address, Change, GroupSpec, InboxChannel, Stats, Topic, TopicSpec
 from tidewire.testing.simulation.models.amqp.server import AmqpServer, Arguments, Connection, Queue
+from tidewire.testing.simulation.models.common import compared, settings_of
 from tidewire.testing.simulation.models.links import Refusal
 
 __all__ = [
@@ -27,7 +27,6 @@ __all__ = [
     "groups_on",
     "inbox",
     "lane",
-    "lane_of",
     "present",
     "provision",
     "stats_of",
@@ -80,11 +79,6 @@ def present(group: str, name: str) -> str:
     return f"p/{group}/{name}"
 
 
-def lane_of(key: str, lanes: int) -> int:
-    """Return the lane of a key."""
-    return zlib.crc32(key.encode(errors="surrogatepass")) % lanes
-
-
 def groups_on(server: AmqpServer, topic: str) -> list[str]:
     """Return the groups that have queues on a topic."""
     return sorted(queue.name.rpartition("/")[2] for queue in server.names_under(f"d/{topic}"))
@@ -104,12 +98,10 @@ def provision(
 
 def _provision_topic(server: AmqpServer, spec: TopicSpec, *, dry_run: bool) -> Change:
     what = f"topic {spec.name}"
-    arguments = {"lanes": spec.lanes, "retention": spec.retention, "size_bytes_max": spec.size_bytes_max}
+    arguments = settings_of(spec)
     there = server.exchanges.get(exchange(spec.name))
     if there is not None:
-        differ = [name for name, value in arguments.items() if there.arguments[name] != value]
-        detail = "; ".join(f"{name} is {there.arguments[name]}, not {arguments[name]}" for name in differ)
-        return Change("conflict", what, detail) if differ else Change("unchanged", what)
+        return compared(what, there.arguments, arguments)
     if spec.lanes < 1:
         return Change("conflict", what, "a topic needs at least one lane")
     if not dry_run:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime, timedelta
@@ -11,7 +10,7 @@ from typing import TypeVar
 
 import msgspec
 
-from tidewire.errors import TransportClosed, TransportRefused, TransportUnavailable
+from tidewire.errors import TransportRefused, TransportUnavailable
 from tidewire.model import (
     Act,
     Address,
@@ -34,12 +33,12 @@ from tidewire.rules.letters import topic_of
 from tidewire.testing.simulation.models.amqp import topology
 from tidewire.testing.simulation.models.amqp.receiver import AmqpReceiver
 from tidewire.testing.simulation.models.amqp.server import AmqpServer, ChannelClosed, Confirm, Connection, Copy, Given
+from tidewire.testing.simulation.models.common import Lifetime, joined, lane_of, unfit
 from tidewire.testing.simulation.models.intake import Bell
 from tidewire.testing.simulation.models.links import Client, Disconnected, Link
 from tidewire.testing.simulation.models.queues import (
     browse_letters,
     demand_prefetch,
-    joined,
     remove_letters,
     send_by_key,
     topic_info,
@@ -69,8 +68,7 @@ class AmqpTransport:
     def __init__(self, server: AmqpServer, link: Link, *, place: int) -> None:
         self.server = server
         self.link = link
-        self._process = os.getpid()
-        self._closed = False
+        self._lifetime = Lifetime()
         self._publisher: Connection | None = None
         self._lanes: dict[str, int] = {}
         self._tiers: set[Address] = set()
@@ -108,12 +106,12 @@ class AmqpTransport:
         """Join the group."""
         self.demand_open()
         demand_prefetch(subscription)
-        async with joined(AmqpReceiver(self, subscription), subscription) as receiver:
+        async with joined(AmqpReceiver(self, subscription)) as receiver:
             yield receiver
 
     async def close(self) -> None:
         """Refuse every call from now on."""
-        self._closed = True
+        self._lifetime.end()
         if self._publisher is not None:
             with suppress(TransportUnavailable):
                 await self.link.call(self._publisher.close)
@@ -157,11 +155,7 @@ class AmqpTransport:
         """Return why a message cannot be published at all."""
         if topic_of(message.to) not in self._lanes:
             return Receipt(message.id, "rejected", "unknown_topic", f"there is no {message.to}")
-        letters = len(message.body) + sum(len(n) + len(v) for n, v in message.headers.items())
-        most = self.server.message_bytes_max
-        if letters * 4 > most and (size := _size_of(message)) > most:
-            return Receipt(message.id, "rejected", "too_large", f"{size} bytes with headers; at most {most}")
-        return None
+        return unfit(message, (), self.server.message_bytes_max)
 
     async def lanes(self, topic: str) -> int:
         """Return how many lanes a topic has; 0 if there is none. To publish to an exchange that is not there would
@@ -226,7 +220,7 @@ class AmqpTransport:
 
     def _lane_of(self, message: Message, lanes: int) -> int:
         if message.key is not None:
-            return topology.lane_of(message.key, lanes)
+            return lane_of(message.key, lanes)
         self._turn += 1
         return self._turn % lanes
 
@@ -342,10 +336,7 @@ class AmqpTransport:
 
     def demand_open(self) -> None:
         """Raise `TransportClosed` when it is closed, or belongs to the process that was forked."""
-        if os.getpid() != self._process:
-            raise TransportClosed("the transport belongs to the process that was forked")
-        if self._closed:
-            raise TransportClosed("the transport is closed")
+        self._lifetime.check()
 
 
 def _take_all(connection: Connection, name: str) -> list[Given]:
@@ -364,10 +355,3 @@ def _browsed(one: Given, channel: DeadChannel) -> Browsed:
 
 def _by_position(one: Browsed) -> str:
     return str(one.position)
-
-
-def _size_of(message: Message) -> int:
-    return len(message.body) + sum(
-        len(name.encode(errors="surrogatepass")) + len(value.encode(errors="surrogatepass"))
-        for name, value in message.headers.items()
-    )

@@ -17,9 +17,10 @@ import msgspec
 
 from tidewire.errors import TransportClosed, TransportUnavailable
 from tidewire.model import Delivery, LaneEvent, Message, Move, Release, Settlement, Subscription
+from tidewire.testing.simulation.models.common import demand_no_delay
 from tidewire.testing.simulation.models.intake import Bell, Crew, Intake
 from tidewire.testing.simulation.models.links import Disconnected, Link
-from tidewire.testing.simulation.models.queues import settle_moves
+from tidewire.testing.simulation.models.queues import demand_provisioned, settle_moves
 from tidewire.testing.simulation.models.sqs import topology
 from tidewire.testing.simulation.models.sqs.sending import Copy, Sender, tens
 from tidewire.testing.simulation.models.sqs.server import BATCH_MAX, Entry, Received, SqsServer
@@ -104,7 +105,8 @@ class SqsReceiver:
             server.members += 1
             return counts, server.members * 1_000_000
 
-        self._counts, self._epoch = await self._link.call(enter)
+        with demand_provisioned(subscription.group):
+            self._counts, self._epoch = await self._link.call(enter)
         for topic, lanes in self._counts.items():
             for number in range(lanes):
                 self._assign(f"{topic}/{number}")
@@ -270,7 +272,7 @@ class SqsReceiver:
             return False
         if held.until <= asyncio.get_running_loop().time():
             return False
-        lane = f"{held.topic}/{topology.lane_of(message, self._counts[held.topic])}"
+        lane = f"{held.topic}/{topology.lane_of_message(message, self._counts[held.topic])}"
         held.spare, failures = note
         crashes = max(0, one.count - 1 - held.spare)
         held.delivery = delivery = Delivery(
@@ -323,8 +325,7 @@ class SqsReceiver:
             ValueError: a `Release` with a delay under ordering by key.
         """
         self._place.demand_open() if not self._left else None
-        if self._subscription.ordering == "key" and any(one.delay > timedelta(0) for one in release):
-            raise ValueError("under ordering by key a release has no delay: hold the key, or move the delivery")
+        demand_no_delay(self._subscription, release)
         settlements = await self._acked(ack)
         settlements += await self._released(release)
         settlements += await self._moved(move)

@@ -9,6 +9,7 @@ from typing import TypeVar
 import msgspec
 
 from tidewire.model import DeadChannel, Message, Receipt, Topic
+from tidewire.testing.simulation.models.common import size_of
 from tidewire.testing.simulation.models.links import Disconnected, Link, Refusal
 from tidewire.testing.simulation.models.queues import send_by_key
 from tidewire.testing.simulation.models.sqs import topology
@@ -81,7 +82,7 @@ class Sender:
         """Return where a copy goes and as what, or why it cannot."""
         message = copy.message
         most = self._server.message_bytes_max
-        size = _size_of(message)
+        size = size_of(message)
         body = topology.packed(message, spent=copy.spent)
         if size > most or len(body) > BYTES_MAX:
             return Receipt(message.id, "rejected", "too_large", f"{size} bytes with headers; at most {most}")
@@ -132,10 +133,3 @@ def tens(entries: Sequence[T], weigh: Callable[[T], int] = lambda one: 0) -> Ite
 
 def _weight(one: tuple[int, Entry]) -> int:
     return len(one[1].body)
-
-
-def _size_of(message: Message) -> int:
-    return len(message.body) + sum(
-        len(name.encode(errors="surrogatepass")) + len(value.encode(errors="surrogatepass"))
-        for name, value in message.headers.items()
-    )

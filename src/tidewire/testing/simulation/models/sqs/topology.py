@@ -7,7 +7,6 @@ wait (a FIFO queue has no delays), a queue of dead letters, and a register: one 
 from __future__ import annotations
 
 import base64
-import zlib
 from collections.abc import Sequence
 from datetime import timedelta
 from hashlib import blake2b
@@ -27,6 +26,7 @@ from tidewire.model import (
     TopicInfo,
     TopicSpec,
 )
+from tidewire.testing.simulation.models.common import compared, lane_of, settings_of
 from tidewire.testing.simulation.models.links import Refusal
 from tidewire.testing.simulation.models.queues import topic_info
 from tidewire.testing.simulation.models.sqs.server import Entry, SqsServer
@@ -38,7 +38,7 @@ __all__ = [
     "ensure_group",
     "ensure_lock",
     "groups_on",
-    "lane_of",
+    "lane_of_message",
     "main",
     "packed",
     "provision",
@@ -104,10 +104,10 @@ def digest(*words: str) -> str:
     return blake2b("\0".join(words).encode(errors="surrogatepass"), digest_size=16).hexdigest()
 
 
-def lane_of(message: Message, lanes: int) -> int:
+def lane_of_message(message: Message, lanes: int) -> int:
     """Return the lane that a message is in here: the broker has none, and its groups are too many to be told of."""
     name = message.id if message.key is None else message.key
-    return zlib.crc32(name.encode(errors="surrogatepass")) % lanes
+    return lane_of(name, lanes)
 
 
 def _name(kind: str, *words: str, fifo: bool) -> str:
@@ -148,14 +148,9 @@ def provision(
 
 def _provision_topic(server: SqsServer, spec: TopicSpec, *, dry_run: bool) -> Change:
     what = f"topic {spec.name}"
-    tags: dict[str, object] = {
-        "lanes": spec.lanes, "retention": spec.retention, "size_bytes_max": spec.size_bytes_max,
-    }  # fmt: skip
+    tags = settings_of(spec)
     if (there := server.topics.get(spec.name)) is not None:
-        differ = [
-            f"{name} is {there.tags[name]}, not {value}" for name, value in tags.items() if there.tags[name] != value
-        ]
-        return Change("conflict", what, "; ".join(differ)) if differ else Change("unchanged", what)
+        return compared(what, there.tags, tags)
     if spec.lanes < 1:
         return Change("conflict", what, "a topic needs at least one lane")
     if spec.size_bytes_max is not None:

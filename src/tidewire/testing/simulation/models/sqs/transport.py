@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import os
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
@@ -12,7 +11,7 @@ from typing import TypeVar
 
 import msgspec
 
-from tidewire.errors import ConfigurationError, TransportClosed, TransportRefused, TransportUnavailable
+from tidewire.errors import ConfigurationError, TransportRefused, TransportUnavailable
 from tidewire.model import (
     Act,
     Address,
@@ -29,8 +28,9 @@ from tidewire.model import (
     TopicInfo,
     TopicSpec,
 )
+from tidewire.testing.simulation.models.common import Lifetime, joined
 from tidewire.testing.simulation.models.links import Client, Link
-from tidewire.testing.simulation.models.queues import browse_letters, demand_prefetch, joined, remove_letters
+from tidewire.testing.simulation.models.queues import browse_letters, demand_prefetch, remove_letters
 from tidewire.testing.simulation.models.sqs import topology
 from tidewire.testing.simulation.models.sqs.receiver import SqsReceiver
 from tidewire.testing.simulation.models.sqs.sending import Copy, Sender, tens
@@ -74,8 +74,7 @@ class SqsTransport:
         self.link = link
         self.fifo = fifo
         self.sender = Sender(server, link, fifo=fifo)
-        self._process = os.getpid()
-        self._closed = False
+        self._lifetime = Lifetime()
 
     @property
     def capabilities(self) -> Capabilities:
@@ -118,12 +117,12 @@ class SqsTransport:
             raise ConfigurationError(
                 f"{subscription.group}: standard queues keep no order", hint="use FIFO queues, or ordering none"
             )
-        async with joined(SqsReceiver(self, subscription), subscription) as receiver:
+        async with joined(SqsReceiver(self, subscription)) as receiver:
             yield receiver
 
     async def close(self) -> None:
         """Refuse every call from now on."""
-        self._closed = True
+        self._lifetime.end()
 
     # --- looking ----------------------------------------------------------------------------------------------
 
@@ -233,10 +232,7 @@ class SqsTransport:
 
     def demand_open(self) -> None:
         """Raise `TransportClosed` when it is closed, or belongs to the process that was forked."""
-        if os.getpid() != self._process:
-            raise TransportClosed("the transport belongs to the process that was forked")
-        if self._closed:
-            raise TransportClosed("the transport is closed")
+        self._lifetime.check()
 
 
 def _place(one: Received) -> str:
