@@ -25,6 +25,7 @@ __all__ = [
     "series_of",
     "settings_of",
     "size_of",
+    "turned",
     "unfit",
 ]
 
@@ -59,6 +60,7 @@ class _Member(Protocol):
     async def leave(self) -> None: ...
 
 
+T = TypeVar("T")
 M = TypeVar("M", bound=_Member)
 
 
@@ -77,6 +79,12 @@ def demand_no_delay(subscription: Subscription, releases: Sequence[Release]) -> 
     """Raise `ValueError` for a release with a delay under ordering by key."""
     if subscription.ordering == "key" and any(one.delay > timedelta(0) for one in releases):
         raise ValueError("under ordering by key a release has no delay: hold the key, or move the delivery")
+
+
+def turned(items: Sequence[T], by: int) -> list[T]:
+    """Return *items* in their order, beginning with another one for each *by*: so that each has its turn."""
+    first = by % len(items) if items else 0
+    return [*items[first:], *items[:first]]
 
 
 # --- publishing -------------------------------------------------------------------------------------------------

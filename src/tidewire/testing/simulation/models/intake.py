@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from tidewire.errors import TidewireError, TransportUnavailable
 from tidewire.model import Delivery, LaneEvent
+from tidewire.testing.simulation.models.links import resolve
 
 __all__ = ["Arrivals", "Bell", "Crew", "Intake"]
 
@@ -33,7 +34,7 @@ class Bell:
         """Wake whoever waits, and whoever was about to."""
         self.rings += 1
         for future in list(self._futures):
-            _resolve(future)
+            resolve(future)
 
     async def wait(self, heard: int, longest: float) -> None:
         """Wait until it has rung more than *heard* times, or for *longest* seconds."""
@@ -42,7 +43,7 @@ class Bell:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
         self._futures[future] = None
-        timer = loop.call_later(longest, _resolve, future)
+        timer = loop.call_later(longest, resolve, future)
         try:
             await future
         finally:
@@ -185,8 +186,3 @@ class Intake:
         self.events.clear()
         found += [self.kept.popleft() for _ in range(min(limit, len(self.kept)))]
         return found
-
-
-def _resolve(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)

@@ -12,7 +12,7 @@ from tidewire.errors import TransportError, TransportUnavailable
 from tidewire.model import Message
 from tidewire.protocols import Clock, Transport
 
-__all__ = ["Client", "Disconnected", "Link", "Refusal", "Server"]
+__all__ = ["Client", "Disconnected", "Link", "Refusal", "Server", "resolve"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -165,7 +165,7 @@ class Link:
         """End the connection: whoever waits for an answer gets none. The next request connects again."""
         self._cuts += 1
         for future in list(self._waiting):
-            _resolve(future)
+            resolve(future)
 
     def sever(self) -> None:
         """End it for good, as the death of the client does."""
@@ -239,7 +239,7 @@ class Link:
     async def _wait(self, request: _Request[T], longest: float) -> None:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
-        request.on_done = lambda: _resolve(future)
+        request.on_done = lambda: resolve(future)
         await self._until(future, longest)
 
     async def _rest(self, seconds: float) -> None:
@@ -247,7 +247,7 @@ class Link:
 
     async def _until(self, future: asyncio.Future[None], longest: float) -> None:
         """Wait for *future*, for *longest* seconds, or until the connection is cut."""
-        timer = asyncio.get_running_loop().call_later(longest, _resolve, future)
+        timer = asyncio.get_running_loop().call_later(longest, resolve, future)
         self._waiting[future] = None
         try:
             await future
@@ -290,6 +290,7 @@ def _nothing() -> None:
     """Nobody waits."""
 
 
-def _resolve(future: asyncio.Future[None]) -> None:
+def resolve(future: asyncio.Future[None]) -> None:
+    """Wake whoever waits for *future*; it may have been woken before."""
     if not future.done():
         future.set_result(None)

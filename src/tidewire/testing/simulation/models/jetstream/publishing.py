@@ -58,7 +58,7 @@ class Publisher:
                 outcomes, was_sent = await self.send(list(batch.values()))
                 unsent += 0 if was_sent else len(batch)
                 for index, outcome in zip(batch, outcomes, strict=True):
-                    receipts[index] = await self._receipt(batch[index], outcome)
+                    receipts[index] = _receipt(batch[index], outcome)
                     if not receipts[index].ok:
                         _note_failure(messages[index], failed)
         if messages and unsent == len(messages):
@@ -87,14 +87,6 @@ class Publisher:
             except Disconnected as error:
                 sent |= error.sent
         return [None] * len(posts), sent
-
-    async def _receipt(self, post: Post, outcome: PubAck | None) -> Receipt:
-        name = post.message.id
-        if outcome is None:
-            return Receipt(name, "unknown", detail="there was no answer")
-        if outcome.status == "refused":
-            return Receipt(name, "rejected", outcome.reason, f"{post.stream} refuses it")
-        return Receipt(name, outcome.status)
 
     async def _verdict(self, message: Message, failed: set[Series]) -> Receipt | None:
         """Return why *message* is not sent, if so."""
@@ -136,3 +128,12 @@ class Publisher:
 def _note_failure(message: Message, failed: set[Series]) -> None:
     if (series := series_of(message)) is not None:
         failed.add(series)
+
+
+def _receipt(post: Post, outcome: PubAck | None) -> Receipt:
+    name = post.message.id
+    if outcome is None:
+        return Receipt(name, "unknown", detail="there was no answer")
+    if outcome.status == "refused":
+        return Receipt(name, "rejected", outcome.reason, f"{post.stream} refuses it")
+    return Receipt(name, outcome.status)

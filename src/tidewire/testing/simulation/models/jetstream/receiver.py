@@ -13,7 +13,7 @@ import msgspec
 from tidewire.errors import TransportClosed
 from tidewire.model import Delivery, LaneEvent, Move, Release, Settlement, Subscription
 from tidewire.testing.simulation.models.channels import steer
-from tidewire.testing.simulation.models.common import demand_no_delay
+from tidewire.testing.simulation.models.common import demand_no_delay, turned
 from tidewire.testing.simulation.models.intake import Crew, Intake
 from tidewire.testing.simulation.models.jetstream.lanes import Channel, Lane, wait_of
 from tidewire.testing.simulation.models.jetstream.ownership import Ownership
@@ -165,8 +165,7 @@ class JetStreamReceiver:
         lanes = [lane for lane in self._open() if not lane.gathering]
         self._turn += 1
         found: list[Delivery] = []
-        for number in range(len(lanes)):
-            lane = lanes[(number + self._turn) % len(lanes)]
+        for lane in turned(lanes, self._turn):
             for channel in lane.both:
                 taken = channel.take(room - len(found))
                 found += [lane.delivery(channel, stored) for stored in taken]
@@ -199,9 +198,9 @@ class JetStreamReceiver:
             if not hungry:
                 return
             self._turn += 1
-            turned = [hungry[(number + self._turn) % len(hungry)] for number in range(min(room, len(hungry)))]
-            share = max(1, room // len(turned))
-            room -= await self._pull_for([(lane, channel, share) for lane, channel in turned])
+            first = turned(hungry, self._turn)[:room]
+            share = max(1, room // len(first))
+            room -= await self._pull_for([(lane, channel, share) for lane, channel in first])
 
     async def _pull_for(self, wanted: Sequence[tuple[Lane, Channel, int]]) -> int:
         """Pull so many for each, and return how many came."""

@@ -114,8 +114,7 @@ class Marks:
             found.append(heapq.heappop(self._returned)[1])
         while self._fresh and len(found) < limit:
             record = self._fresh.popleft()
-            message = record.draft.message
-            due = 0 if message is None else message.not_before or 0
+            due = _due_at(record)
             if due > now:
                 heapq.heappush(self._waiting, (due, record.offset, record))
             else:
@@ -149,8 +148,7 @@ class Marks:
 
     def wait(self, record: Record) -> None:
         """Put back what was `stuck` and could not make room."""
-        message = record.draft.message
-        heapq.heappush(self._waiting, (0 if message is None else message.not_before or 0, record.offset, record))
+        heapq.heappush(self._waiting, (_due_at(record), record.offset, record))
 
     # --- settling ---------------------------------------------------------------------------------------------
 
@@ -170,3 +168,14 @@ class Marks:
             self.attempts[offset] = self.attempts.get(offset, 1) + 1
         heapq.heappush(self._returned, (offset, record))
         self.changed = True
+
+    def give_all_back(self) -> None:
+        """Take back all that is out, as nobody's failure."""
+        for offset in list(self.out):
+            self.give_back(offset, counted=False)
+
+
+def _due_at(record: Record) -> int:
+    """Return when a record may be handed out."""
+    message = record.draft.message
+    return 0 if message is None else message.not_before or 0

@@ -25,7 +25,7 @@ from tidewire.model import (
     Subscription,
 )
 from tidewire.testing.simulation.models.channels import name_of, steer
-from tidewire.testing.simulation.models.common import demand_no_delay
+from tidewire.testing.simulation.models.common import demand_no_delay, turned
 from tidewire.testing.simulation.models.intake import Arrivals, Bell, Crew, Intake
 from tidewire.testing.simulation.models.kafka.groups import Committed, Place
 from tidewire.testing.simulation.models.kafka.lanes import Lane, handed_out
@@ -183,7 +183,7 @@ class KafkaReceiver:
         async with self._lock:
             for last in (False, True):
                 # Nobody at the broker asks whose a partition is: what is not ours any more must not be sent.
-                mine = {marks for lane in self._lanes.values() for marks in lane.both}
+                mine = frozenset(self._all_marks)
                 changed = [marks for marks in changed if marks in mine]
                 offsets = {marks.place: marks.committed() for marks in changed}
                 for marks in changed:
@@ -234,8 +234,12 @@ class KafkaReceiver:
         return [handed_out(*one) for one in taken if one not in late and self._lanes.get(one[0].name) is one[0]]
 
     @property
+    def _all_marks(self) -> list[Marks]:
+        return [marks for lane in self._lanes.values() for marks in lane.both]
+
+    @property
     def _in_flight(self) -> int:
-        return sum(marks.unsettled for lane in self._lanes.values() for marks in lane.both)
+        return sum(marks.unsettled for marks in self._all_marks)
 
     def _open(self) -> list[Lane]:
         return [lane for lane in self._lanes.values() if not lane.paused and lane.deadline is None]
@@ -292,8 +296,7 @@ class KafkaReceiver:
         while lanes and len(taken) < room:
             share = max(1, (room - len(taken)) // len(lanes))
             before = len(taken)
-            for number in range(len(lanes)):
-                lane = lanes[(number + self._turn) % len(lanes)]
+            for lane in turned(lanes, self._turn):
                 for marks in lane.both:
                     left = min(share, room - len(taken))
                     taken += [(lane, marks, record) for record in marks.take(left, now)]
@@ -343,10 +346,9 @@ class KafkaReceiver:
             self._intake.bell.ring()
 
     async def _say_goodbye(self) -> None:
-        changed = [marks for lane in self._lanes.values() for marks in lane.both if marks.out or marks.changed]
+        changed = [marks for marks in self._all_marks if marks.out or marks.changed]
         for marks in changed:
-            for offset in list(marks.out):
-                marks.give_back(offset, counted=False)
+            marks.give_all_back()
         with suppress(Disconnected):
             if await self._commit(changed):
                 await self._link.call(self._coordinator.leave, self._subscription.group, self._subscription.member)
@@ -378,7 +380,7 @@ class KafkaReceiver:
                 if not self._joined:
                     await self._begin()
                 await self._let_go()
-                await self._commit([marks for lane in self._lanes.values() for marks in lane.both if marks.unsure])
+                await self._commit([marks for marks in self._all_marks if marks.unsure])
                 async with self._lock:
                     if not await self._beat():
                         self._fence()
@@ -429,8 +431,7 @@ class KafkaReceiver:
         for lane in list(self._lanes.values()):
             if lane.drained:
                 for marks in lane.both:
-                    for offset in list(marks.out):
-                        marks.give_back(offset, counted=False)
+                    marks.give_all_back()
                 if await self._commit([marks for marks in lane.both if marks.changed]) and lane.name in self._lanes:
                     self._drop(lane, lost=False)
             elif lane.deadline is not None and now >= lane.deadline:
