@@ -175,6 +175,17 @@ class Intake:
         self._failing_since = inf
         return True
 
+    async def top_up(self, limit: int) -> None:
+        """Fetch beside what is kept, if that is less than *limit*: what comes back again and again must not starve
+        what waits."""
+        if 0 < len(self.kept) < limit:
+            await asyncio.wait({self._crew.add(self._fetch(limit - len(self.kept)))})
+
+    def put_back(self, delivery: Delivery, place: Callable[[Delivery], int]) -> None:
+        """Keep a delivery that came back, at its place among those of its lane, and these before all others."""
+        mine = sorted([*self.drop(delivery.lane), delivery], key=place)
+        self.kept.extendleft(reversed(mine))
+
     def drop(self, lane: str) -> list[Delivery]:
         """Take back what is kept of a lane."""
         gone = [one for one in self.kept if one.lane == lane]

@@ -82,8 +82,7 @@ class AmqpReceiver:
             TransportClosed: the group was left.
         """
         self._check()
-        if 0 < len(self._intake.kept) < limit:  # what comes back again and again must not starve what waits
-            await asyncio.wait({self._crew.add(self._fetch(limit - len(self._intake.kept)))})
+        await self._intake.top_up(limit)
         return await self._intake.take(limit, wait, check=self._check)
 
     def _check(self) -> None:
@@ -263,8 +262,7 @@ class AmqpReceiver:
         if lane.paused:
             lane.stash = sorted([*lane.stash, delivery], key=_tag_of)
         elif not lane.deadline:
-            mine = sorted([*self._intake.drop(lane.name), delivery], key=_tag_of)
-            self._intake.kept.extendleft(reversed(mine))
+            self._intake.put_back(delivery, _tag_of)
 
     async def _moved(self, moves: Sequence[Move]) -> list[Settlement]:
         """Publish what is moved; when it is confirmed, ack."""

@@ -215,8 +215,7 @@ class SqsReceiver:
             TransportClosed: the group was left.
         """
         self._check()
-        if 0 < len(self._intake.kept) < limit:  # what comes back again and again must not starve what waits
-            await asyncio.wait({self._crew.add(self._fetch(limit - len(self._intake.kept)))})
+        await self._intake.top_up(limit)
         return await self._intake.take(limit, wait, check=self._check)
 
     def _check(self) -> None:
@@ -403,8 +402,7 @@ class SqsReceiver:
         if lane in self._paused:
             self._paused[lane] = sorted([*self._paused[lane], delivery], key=_place_of)
         else:
-            mine = sorted([*self._intake.drop(lane), delivery], key=_place_of)
-            self._intake.kept.extendleft(reversed(mine))
+            self._intake.put_back(delivery, _place_of)
 
     async def _moved(self, moves: Sequence[Move]) -> list[Settlement]:
         """Send what is moved; when it is there, delete."""
