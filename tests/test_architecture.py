@@ -211,7 +211,7 @@ def test_client_libraries_stay_in_their_adapter() -> None:
 
 
 def test_only_config_knows_adapters_by_name() -> None:
-    """Between the adapters and the screens, ``config.py`` alone names them, inside the function that needs one."""
+    """Between the adapters and the screens ``config.adapters`` alone names them, inside the function that needs one."""
     modules = sources()
     known = known_modules(modules)
     wrong = [
@@ -219,7 +219,8 @@ def test_only_config_knows_adapters_by_name() -> None:
         for module in modules
         if room_of(module.name) in {"", "runtime", "config", "kit", "rules"}
         for found in module.imports(known)
-        if names_adapter(found) and not (module.name == "tidewire.config" and (found.deferred or found.type_only))
+        if names_adapter(found)
+        and not (module.name == "tidewire.config.adapters" and (found.deferred or found.type_only))
     ]
     assert [] == wrong
 
