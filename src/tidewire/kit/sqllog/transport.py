@@ -6,7 +6,8 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TypeVar
 
-from tidewire.errors import ConfigurationError, TransportClosed
+from tidewire.errors import TransportClosed
+from tidewire.kit.specs import check_none_unknown, check_specs
 from tidewire.kit.sqllog.finder import LogFinder
 from tidewire.kit.sqllog.home import Home
 from tidewire.kit.sqllog.inspector import LogInspector
@@ -47,10 +48,7 @@ class LogTransport(LogInspector, LogFinder, LogLedger):
     ) -> Sequence[Change]:
         """Create what is missing, in one transaction, and say what is there."""
         self._check_open()
-        for topic in topics:
-            check_name(topic.name, "topic")
-        for group in groups:
-            check_name(group.name, "group")
+        check_specs(topics, groups)
         return await provision_all(self._shared, topics, groups, dry_run=dry_run)
 
     async def publish(self, messages: Sequence[Message]) -> Sequence[Receipt]:
@@ -79,11 +77,7 @@ class LogTransport(LogInspector, LogFinder, LogLedger):
         check_name(subscription.group, "group")
         names = self._shared.names
         unknown = [name for name in subscription.topics if await names.find_topic(name) is None]
-        if unknown:
-            raise ConfigurationError(
-                f"group {subscription.group!r}: there is no topic {', '.join(map(repr, unknown))}",
-                hint="provision it, or start the service with --provision",
-            )
+        check_none_unknown(subscription.group, unknown)
         spec = GroupSpec(subscription.group, subscription.topics, subscription.start)
         await provision_all(self._shared, (), [spec], dry_run=False)
         subs: list[tuple[int, TopicRow]] = []

@@ -13,6 +13,7 @@ from tidewire.chance import Ids, UUID7Ids
 from tidewire.clock import SystemClock
 from tidewire.errors import ConfigurationError, TransportClosed
 from tidewire.kit.groups import first_error
+from tidewire.kit.specs import check_none_unknown, check_specs
 from tidewire.kit.threads import to_the_end
 from tidewire.model import Capabilities, Change, GroupSpec, Message, Receipt, Subscription, TopicSpec
 from tidewire.protocols import Clock, Receiver
@@ -75,10 +76,7 @@ class KafkaTransport(KafkaInspector):
     ) -> Sequence[Change]:
         """Create what is missing, read it back, and say what is there."""
         self._check_open()
-        for topic in topics:
-            check_name(topic.name, "topic")
-        for group in groups:
-            check_name(group.name, "group")
+        check_specs(topics, groups)
         return await provision_all(self._names, topics, groups, dry_run=dry_run)
 
     async def publish(self, messages: Sequence[Message]) -> Sequence[Receipt]:
@@ -107,11 +105,7 @@ class KafkaTransport(KafkaInspector):
         inboxes = [inbox_topic(topic, subscription.group) for topic in subscription.topics]
         await names.look()
         unknown = [topic for topic in subscription.topics if names.partitions(topic) is None]
-        if unknown:
-            raise ConfigurationError(
-                f"group {subscription.group!r}: there is no topic {', '.join(map(repr, unknown))}",
-                hint="provision it, or start the service with --provision",
-            )
+        check_none_unknown(subscription.group, unknown)
         fresh = frozenset[str]()
         if any(names.partitions(inbox) is None for inbox in inboxes):
             spec = GroupSpec(subscription.group, subscription.topics, subscription.start)
