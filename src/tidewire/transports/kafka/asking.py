@@ -25,7 +25,7 @@ from tidewire.errors import TransportError, TransportRefused, TransportUnavailab
 from tidewire.kit.threads import to_the_end
 from tidewire.model import Address
 from tidewire.protocols import Clock
-from tidewire.transports.kafka.errors import code_of, translated
+from tidewire.transports.kafka.errors import code_of, is_shut_out, translated
 from tidewire.transports.kafka.library import AdminClient, ConfigResource, NewTopic, OffsetSpec, earliest, latest
 from tidewire.transports.kafka.settings import KafkaSettings, admin_conf, fetcher_conf
 from tidewire.transports.kafka.wire import Read, read_record, removal_in
@@ -104,7 +104,7 @@ class Asker:
             self._admin.poll(_STEP)
 
     def _on_error(self, error: KafkaError) -> None:
-        if code_of(error) in ("_AUTHENTICATION", "SASL_AUTHENTICATION_FAILED", "_SSL"):
+        if is_shut_out(error):
             self._refused = error
 
     async def _ask(self, question: Callable[[AdminClient], T], what: str) -> T:

@@ -6,7 +6,7 @@ from confluent_kafka import KafkaError, KafkaException
 
 from tidewire.errors import TransportError, TransportRefused, TransportUnavailable
 
-__all__ = ["LOST", "code_of", "names_of_errors", "publish_verdict", "translated"]
+__all__ = ["LOST", "code_of", "is_shut_out", "names_of_errors", "publish_verdict", "translated"]
 
 _HINTS = {
     "_AUTHENTICATION": "the broker does not accept the user, the password or the mechanism",
@@ -50,6 +50,7 @@ _LOST = (
 )
 LOST = frozenset(int(getattr(KafkaError, name)) for name in _LOST)
 """A commit that ends so is nobody's failure: the group has moved on, and whether we still own the lane will be told."""
+_SHUT_OUT = frozenset({"_AUTHENTICATION", "SASL_AUTHENTICATION_FAILED", "_SSL"})
 _REJECTED = {
     "MSG_SIZE_TOO_LARGE": "too_large",
     "RECORD_LIST_TOO_LARGE": "too_large",
@@ -85,6 +86,11 @@ def code_of(error: BaseException | KafkaError) -> str:
     if isinstance(error, KafkaError):
         return _NAMES.get(error.code(), str(error.code()))
     return type(error).__name__
+
+
+def is_shut_out(error: KafkaError) -> bool:
+    """Whether the brokers do not let the client in at all."""
+    return code_of(error) in _SHUT_OUT
 
 
 def translated(error: BaseException | KafkaError, what: str) -> TransportError:

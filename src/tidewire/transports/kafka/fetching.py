@@ -15,7 +15,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from tidewire.errors import TransportError
 from tidewire.kit.bell import Bell
 from tidewire.model import Address
-from tidewire.transports.kafka.errors import code_of, translated
+from tidewire.transports.kafka.errors import code_of, is_shut_out, translated
 from tidewire.transports.kafka.settings import Conf
 from tidewire.transports.kafka.wire import Read, read_record
 
@@ -138,7 +138,7 @@ class Fetcher:
             self._loop.call_soon_threadsafe(function, *arguments)
 
     def _on_error(self, error: KafkaError) -> None:
-        if code_of(error) in ("_AUTHENTICATION", "SASL_AUTHENTICATION_FAILED", "_SSL"):
+        if is_shut_out(error):
             self._tell(self._failed, translated(error, "fetching"))
 
     def _pass_on(self, consumer: Consumer, messages: Sequence[Message]) -> None:

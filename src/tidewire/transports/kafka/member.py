@@ -22,7 +22,7 @@ from tidewire.errors import TransportError, TransportUnavailable
 from tidewire.kit.bell import Bell
 from tidewire.model import LaneEvent, Subscription
 from tidewire.protocols import Clock
-from tidewire.transports.kafka.errors import LOST, code_of, translated
+from tidewire.transports.kafka.errors import LOST, code_of, is_shut_out, translated
 from tidewire.transports.kafka.names import inbox_topic, lane_name
 from tidewire.transports.kafka.progress import Progress, Saved, read_saved
 from tidewire.transports.kafka.settings import Conf
@@ -152,7 +152,7 @@ class Member:
         self._tell(self._failed, error)
 
     def _on_error(self, error: KafkaError) -> None:
-        if code_of(error) in ("_AUTHENTICATION", "SASL_AUTHENTICATION_FAILED", "_SSL") or error.fatal():
+        if is_shut_out(error) or error.fatal():
             self._tell(self._failed, translated(error, f"group {self._subscription.group}"))
 
     def _serve(self, consumer: Consumer, seconds: float) -> None:

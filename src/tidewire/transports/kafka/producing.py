@@ -16,7 +16,7 @@ from tidewire.errors import TransportClosed, TransportUnavailable
 from tidewire.model import Address, DeadChannel, Receipt
 from tidewire.model import Message as Event
 from tidewire.protocols import Clock
-from tidewire.transports.kafka.errors import code_of, publish_verdict, translated
+from tidewire.transports.kafka.errors import code_of, is_shut_out, publish_verdict, translated
 from tidewire.transports.kafka.names import log_of
 from tidewire.transports.kafka.settings import KafkaSettings, producer_conf
 from tidewire.transports.kafka.wire import MARKER, Headers, key_bytes, record_headers, size_of
@@ -168,7 +168,7 @@ class Publisher:
 
     def _on_error(self, error: KafkaError) -> None:
         """Hear, in the thread, of what concerns the whole client."""
-        if code_of(error) in ("_AUTHENTICATION", "SASL_AUTHENTICATION_FAILED", "_SSL"):
+        if is_shut_out(error):
             self._refused = error
 
     def _report(self, batch: Batch, place: int, id_: str, error: KafkaError | None, record: Message) -> None:

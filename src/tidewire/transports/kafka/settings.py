@@ -28,7 +28,7 @@ _OURS = frozenset(
 
 
 class KafkaSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """What a URL says. *client* goes to librdkafka as it is; what the promises stand on is refused there.
+    """What `settings_of` found in a URL. *client* goes to librdkafka as it is; what the promises stand on is refused.
 
     *timeout*: after so long a publish or a settle without an answer is given up. *replication*: of topics that are
     created, -1 for the broker's default. *protocol*: ``consumer`` (KIP-848), ``classic``, or ``auto``: the newer one
@@ -36,14 +36,14 @@ class KafkaSettings(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     servers: str
-    security: Mapping[str, str] = {}
-    compression: str = "none"
-    timeout: float = 30.0
-    replication: int = -1
-    message_bytes_max: int = 1_048_576 - _OVERHEAD
-    protocol: str = "auto"
-    instance: str = ""
-    client: Mapping[str, str] = {}
+    security: Mapping[str, str]
+    compression: str
+    timeout: float
+    replication: int
+    message_bytes_max: int
+    protocol: str
+    instance: str
+    client: Mapping[str, str]
 
     @property
     def what(self) -> str:
