@@ -17,6 +17,8 @@ import kafka_server as kafka
 import pytest
 from postgres_server import VARIABLE, NoServer, private_server
 
+from tidewire.testing.servers.processes import given_or
+
 # The shipped suites are not test files: pytest shows their assertions' values only if it is told before anybody
 # imports them, and the first to do so may be any test module.
 pytest.register_assert_rewrite(
@@ -45,15 +47,12 @@ def _reason(report: pytest.TestReport) -> str:
 @pytest.fixture(scope="session")
 def postgresql_server() -> Iterator[str]:
     """The URL of a PostgreSQL server, as its superuser; skips where none can be had."""
-    if given := os.environ.get(VARIABLE):
-        yield given
-        return
     with contextlib.ExitStack() as stack:
         try:
-            server = stack.enter_context(private_server())
+            url = stack.enter_context(given_or(VARIABLE, private_server))
         except NoServer as error:
             pytest.skip(f"not proven: needs a PostgreSQL server: {error}")
-        yield server.url
+        yield url
 
 
 _databases = itertools.count(1)

@@ -4,14 +4,13 @@
     python scripts/kafka_server.py up      start one that outlives this command; adds itself to build/services.env
     python scripts/kafka_server.py down    stop it and remove its data
 
-Needs only the standard library, a Java 17 or newer, and `mvn` for the first time: the archives (54 MB) stay in
-``build/kafka``, or where TIDEWIRE_KAFKA_LIBS says.
+Needs a Java 17 or newer, and `mvn` for the first time: the archives (54 MB) stay in ``build/kafka``, or where
+TIDEWIRE_KAFKA_LIBS says.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import re
 import shutil
@@ -25,13 +24,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tidewire.testing.servers.processes import NoServer, free_port, launched, started, wait_until_ready
+from tidewire.testing.servers.services import Service
+
 ROOT = Path(__file__).resolve().parent.parent
-ENVIRONMENT = ROOT / "build" / "services.env"
 VARIABLE = "TIDEWIRE_TEST_KAFKA"
 VERSION = "4.1.1"
 OLDEST_JAVA = 17
-_RUNNING = ROOT / "build" / "kafka" / "running"
-"""Names the folder of the broker that `up` started, and its pid."""
+_SERVICE = Service("Apache Kafka", ROOT, record="kafka/running", lines=(f"export {VARIABLE}={{url}}",))
 _READY_MAX = 120.0
 _POM = """<project><modelVersion>4.0.0</modelVersion>
  <groupId>local</groupId><artifactId>kafka-rt</artifactId><version>1</version><packaging>pom</packaging>
@@ -87,10 +87,6 @@ _PROPERTIES = {
 }
 
 
-class NoServer(Exception):
-    """Apache Kafka cannot be had here; the text says what is missing."""
-
-
 @dataclass
 class KafkaServer:
     """One broker in *folder*. *settings* go into its configuration.
@@ -105,11 +101,11 @@ class KafkaServer:
     id: int = 1
     voters: str = ""
     cluster: str = "dGlkZXdpcmUtdGVzdC0wMQ"
-    port: int = field(default_factory=lambda: free_port())
-    controller_port: int = field(default_factory=lambda: free_port())
-    behind_port: int = field(default_factory=lambda: free_port())
-    proxy_port: int = field(default_factory=lambda: free_port())
-    password_port: int = field(default_factory=lambda: free_port())
+    port: int = field(default_factory=free_port)
+    controller_port: int = field(default_factory=free_port)
+    behind_port: int = field(default_factory=free_port)
+    proxy_port: int = field(default_factory=free_port)
+    password_port: int = field(default_factory=free_port)
     heap_mib: int = 384
     _process: subprocess.Popen[bytes] | None = None
 
@@ -168,17 +164,11 @@ class KafkaServer:
         Raises:
             NoServer: it did not start; its log is in the text.
         """
-        log = (self.folder / "log").open("ab")
-        with log:
-            self._process = subprocess.Popen(
-                [*self._java(), "kafka.Kafka", "server.properties"],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                cwd=self.folder,
-                start_new_session=True,
-                preexec_fn=None if outlives else _end_with_parent,
-            )
+        self._process = launched(
+            [*self._java(), "kafka.Kafka", str(self.folder / "server.properties")],
+            self.folder,
+            end_by=None if outlives else signal.SIGKILL,
+        )
         if wait:
             self.wait_until_ready()
 
@@ -188,12 +178,10 @@ class KafkaServer:
         Raises:
             NoServer: it has ended, or takes too long.
         """
-        deadline = time.monotonic() + _READY_MAX
-        while not _answers(self.port):
-            assert self._process is not None, "it has been started"
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                raise NoServer(f"Apache Kafka did not start:\n{(self.folder / 'log').read_text()[-2000:]}")
-            time.sleep(0.05)
+        assert self._process is not None, "it has been started"
+        wait_until_ready(
+            self._process, lambda: _answers(self.port), name="Apache Kafka", folder=self.folder, seconds=_READY_MAX
+        )
 
     def stop(self) -> None:
         """End it in good order; nothing if it does not run."""
@@ -299,10 +287,8 @@ def fetched() -> Path:
 @contextlib.contextmanager
 def private_kafka(**settings: str) -> Iterator[KafkaServer]:
     """Yield a running broker in a temporary folder, and remove it. *settings* with ``_`` for ``.``."""
-    server = KafkaServer(Path(tempfile.mkdtemp(prefix="tidewire-kafka-")), _dotted(settings))
+    server = started("kafka", lambda folder: KafkaServer(folder, _dotted(settings)))
     try:
-        server.create()
-        server.start()
         yield server
     finally:
         server.remove()
@@ -340,13 +326,6 @@ def _dotted(settings: Mapping[str, str]) -> dict[str, str]:
     return {name.replace("_", "."): value for name, value in settings.items()}
 
 
-def free_port() -> int:
-    """Return a port of 127.0.0.1 that nobody has now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def _answers(port: int) -> bool:
     """Whether a broker answers there: it says which requests it knows."""
     request = b"\x00\x00\x00\x0e\x00\x12\x00\x00\x00\x00\x00\x01\x00\x04test"
@@ -358,82 +337,25 @@ def _answers(port: int) -> bool:
         return False
 
 
-def _end_with_parent() -> None:
-    """Ask Linux to end this process when the one that started it is gone."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+def _started() -> KafkaServer:
+    return started("kafka", KafkaServer, outlives=True)
 
 
 def up() -> int:
     """Start a broker that outlives this command, unless one runs; write where it is."""
-    if (running := _running()) is not None:
-        _note([f"export {VARIABLE}={running[2]}"])
-        print(f"services: Apache Kafka runs already, pid {running[1]}; {ENVIRONMENT.relative_to(ROOT)} says where")
-        return 0
     try:
-        server = KafkaServer(Path(tempfile.mkdtemp(prefix="tidewire-kafka-")))
-        try:
-            server.create()
-            server.start(outlives=True)
-        except BaseException:
-            server.remove()
-            raise
+        print(f"services: {_SERVICE.up(_started)}")
     except NoServer as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    _RUNNING.parent.mkdir(parents=True, exist_ok=True)
-    _RUNNING.write_text(f"{server.folder}\n{server.pid}\n{server.url}\n")
-    _note([f"export {VARIABLE}={server.url}"])
-    print(f"services: Apache Kafka on {server.address}; source {ENVIRONMENT.relative_to(ROOT)}")
     return 0
 
 
 def down() -> int:
     """Stop what `up` started, by its pid, and remove its data."""
-    running = _running()
-    if running is None:
-        print("services: no Apache Kafka runs")
-    else:
-        folder, pid, _ = running
-        os.kill(pid, signal.SIGTERM)
-        deadline = time.monotonic() + _READY_MAX
-        while _alive(pid) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        shutil.rmtree(folder, ignore_errors=True)
-        print(f"services: Apache Kafka (pid {pid}) has ended")
-    _RUNNING.unlink(missing_ok=True)
-    _note([])
+    pid = _SERVICE.down(signal.SIGTERM, _READY_MAX)
+    print("services: no Apache Kafka runs" if pid is None else f"services: Apache Kafka (pid {pid}) has ended")
     return 0
-
-
-def _note(ours: Sequence[str]) -> None:
-    """Write *ours* into the environment file in the place of what we wrote there before; what others wrote stays."""
-    lines = ENVIRONMENT.read_text().splitlines() if ENVIRONMENT.exists() else []
-    lines = [*(line for line in lines if not line.startswith(f"export {VARIABLE}=")), *ours]
-    if lines:
-        ENVIRONMENT.parent.mkdir(exist_ok=True)
-        ENVIRONMENT.write_text("\n".join(lines) + "\n")
-        ENVIRONMENT.chmod(0o600)
-    else:
-        ENVIRONMENT.unlink(missing_ok=True)
-
-
-def _running() -> tuple[Path, int, str] | None:
-    """Return folder, pid and URL of the broker that `up` started, if it is still that broker."""
-    try:
-        folder, pid, url = _RUNNING.read_text().splitlines()
-        ours = os.readlink(f"/proc/{pid}/cwd") == folder
-    except (OSError, ValueError):
-        return None
-    return (Path(folder), int(pid), url) if ours else None
-
-
-def _alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state != "Z"
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -6,46 +6,40 @@ Needs only the standard library and the server's programs: those on PATH, or of 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
-import tempfile
-import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
-__all__ = ["NoServer", "PostgresServer", "is_alive", "private_server"]
+from tidewire.testing.servers.processes import (
+    OURSELVES,
+    Account,
+    NoServer,
+    free_port,
+    launched,
+    started,
+    wait_until_gone,
+    wait_until_ready,
+)
+
+__all__ = ["NoServer", "PostgresServer", "private_server"]
 
 _OLDEST = 13
 _READY_MAX = 60.0
 
 
-class _User(NamedTuple):
-    """Whom a child runs as; None means as we do."""
-
-    user: str | None = None
-    group: str | None = None
-    groups: Sequence[str] | None = None
-
-
-def _nobody() -> _User:
+def _nobody() -> Account:
     """Return `nobody` if we are root: the server refuses to run as root."""
     if os.geteuid() != 0:
-        return _User()
-    return _User("nobody", "nogroup" if Path("/etc/debian_version").exists() else "nobody", ())
+        return OURSELVES
+    return Account("nobody", "nogroup" if Path("/etc/debian_version").exists() else "nobody", ())
 
 
 _NOBODY = _nobody()
-
-
-class NoServer(Exception):
-    """PostgreSQL cannot be had here; the text says what is missing."""
 
 
 @dataclass
@@ -59,7 +53,7 @@ class PostgresServer:
     settings: Mapping[str, str] = field(default_factory=dict[str, str])
     durable: bool = False
     binaries: Path = field(default_factory=lambda: _find_binaries())
-    port: int = field(default_factory=lambda: _free_port())
+    port: int = field(default_factory=free_port)
     password: str = field(default_factory=lambda: secrets.token_hex(8))
     _process: subprocess.Popen[bytes] | None = None
 
@@ -117,26 +111,14 @@ class PostgresServer:
         Raises:
             NoServer: it did not start; its log is in the text.
         """
-        log = (self.folder / "log").open("ab")
-        with log:
-            self._process = subprocess.Popen(  # noqa: S603 - the server that was found
-                [str(self.binaries / "postgres"), "-D", str(self.data)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                cwd=self.folder,
-                start_new_session=True,
-                preexec_fn=None if outlives else _end_with_parent,
-                env=_environment(),
-                user=_NOBODY.user,
-                group=_NOBODY.group,
-                extra_groups=_NOBODY.groups,
-            )
-        deadline = time.monotonic() + _READY_MAX
-        while not self._is_ready():
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                raise NoServer(f"PostgreSQL did not start:\n{(self.folder / 'log').read_text()[-2000:]}")
-            time.sleep(0.02)
+        self._process = launched(
+            [str(self.binaries / "postgres"), "-D", str(self.data)],
+            self.folder,
+            end_by=None if outlives else signal.SIGINT,
+            environment=_environment(),
+            account=_NOBODY,
+        )
+        wait_until_ready(self._process, self._is_ready, name="PostgreSQL", folder=self.folder, seconds=_READY_MAX)
 
     def stop(self) -> None:
         """End it in good order, cutting off who is connected; nothing if it does not run."""
@@ -149,9 +131,7 @@ class PostgresServer:
         for pid in pids:  # its children notice by themselves, a little later: a restart must not meet them
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        deadline = time.monotonic() + 10.0
-        while any(is_alive(pid) for pid in pids) and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_until_gone(pids, 10.0)
 
     def restart(self) -> None:
         """Stop it and start it again on the same port."""
@@ -239,40 +219,14 @@ def _find_binaries() -> Path:
 
 @contextlib.contextmanager
 def private_server(*, durable: bool = False, **settings: str) -> Generator[PostgresServer]:
-    """Yield a running server in a temporary folder, and remove it.
-
-    The folder is not inside the repository, which `nobody` may not be able to enter.
-    """
-    server = PostgresServer(Path(tempfile.mkdtemp(prefix="tidewire-postgresql-")), settings, durable)
+    """Yield a running server in a temporary folder, and remove it."""
+    server = started("postgresql", lambda folder: PostgresServer(folder, settings, durable))
     try:
-        server.create()
-        server.start()
         yield server
     finally:
         server.remove()
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def _environment() -> dict[str, str]:
     """Return our environment without what would mislead the server's programs."""
     return {name: value for name, value in os.environ.items() if not name.startswith("PG")}
-
-
-def _end_with_parent() -> None:
-    """Ask Linux to end this process, in good order, when the one that started it is gone."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGINT)
-
-
-def is_alive(pid: int) -> bool:
-    """Whether the process *pid* runs; one that has ended and waits for its parent does not."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state != "Z"
