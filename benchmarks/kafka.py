@@ -1,7 +1,6 @@
 """Kafka beside its own client library: the same durability, the same events, what the framework adds."""
 
 import asyncio
-import os
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -15,6 +14,7 @@ from benchmarks.work import Counter, Line, order
 from tidewire import Options, Service, event, running
 from tidewire.chance import UUID7Ids
 from tidewire.model import GroupSpec, Message, Topic, TopicSpec
+from tidewire.testing.servers.processes import given_or
 
 __all__ = ["kafka"]
 
@@ -24,11 +24,9 @@ _TASKS = 64
 
 def kafka(rounds: int, scale: float) -> list[Figure]:
     """Measure on the broker that TIDEWIRE_TEST_KAFKA names, else on a private one; nothing where there is none."""
-    if given := os.environ.get(VARIABLE):
-        return _measure(given, rounds, scale)
     try:
-        with private_kafka() as server:
-            return _measure(server.url, rounds, scale)
+        with given_or(VARIABLE, private_kafka) as url:
+            return _measure(url, rounds, scale)
     except NoServer as error:
         print(f"!!! NOT MEASURED: Kafka: {error}")
         return []

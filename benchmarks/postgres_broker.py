@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
 import psycopg
-from scripts.postgres_server import VARIABLE, private_server
 
 from benchmarks.measure import Figure, Sample, paired, sample
-from benchmarks.throughput import counted
+from benchmarks.postgres import emptied, server
+from benchmarks.throughput import counted, published_in_batches, published_one_by_one
 from benchmarks.work import OPTIONS, Counter, OrderPlaced, order
 from tidewire import Running, Service, running
 from tidewire.transports.postgres import open_postgres_transport
@@ -36,7 +35,7 @@ _INSERT = "INSERT INTO bench.twin_log (topic, id, key, headers, body) VALUES (1,
 
 def postgres_broker(rounds: int, scale: float) -> list[Figure]:
     """Measure on the server of services-up, or on a private one that syncs every commit."""
-    with _server() as url:
+    with server() as url:
         figures: list[Figure] = []
         for flight, count in ((1, 500), (64, 6_000), (100, 10_000)):
             total = max(200, int(count * scale))
@@ -62,20 +61,9 @@ def postgres_broker(rounds: int, scale: float) -> list[Figure]:
     return figures
 
 
-@contextmanager
-def _server() -> Iterator[str]:
-    if given := os.environ.get(VARIABLE):
-        yield given
-        return
-    with private_server(durable=True) as server:
-        yield server.url
-
-
 def _ours(url: str, scenario: Scenario, total: int) -> Callable[[], Sample]:
     def run() -> Sample:
-        with psycopg.connect(url, autocommit=True) as connection:
-            connection.execute("DROP SCHEMA IF EXISTS bench CASCADE")
-        return asyncio.run(scenario(f"{url}{'&' if '?' in url else '?'}schema=bench", total))
+        return asyncio.run(scenario(emptied(url), total))
 
     return run
 
@@ -92,31 +80,14 @@ async def _shop(url: str, service: Service) -> AsyncIterator[Running]:
 def _concurrent(tasks: int) -> Scenario:
     async def publish(url: str, total: int) -> Sample:
         async with _shop(url, Service("bench")) as app:
-            await app.publisher.publish(order(0))
-            orders = [order(n) for n in range(total)]
-
-            async def one(start: int) -> None:
-                for each in orders[start::tasks]:
-                    await app.publisher.publish(each)
-
-            async def work() -> None:
-                await asyncio.gather(*(one(start) for start in range(tasks)))
-
-            return await counted(total, work)
+            return await published_one_by_one(app, total, tasks)
 
     return publish
 
 
 async def _batches(url: str, total: int) -> Sample:
     async with _shop(url, Service("bench")) as app:
-        await app.publisher.publish(order(0))
-        orders = [order(n) for n in range(total)]
-
-        async def work() -> None:
-            for start in range(0, total, 100):
-                await app.publisher.publish_all(orders[start : start + 100])
-
-        return await counted(total, work)
+        return await published_in_batches(app, total)
 
 
 async def _trip(url: str, total: int) -> Sample:

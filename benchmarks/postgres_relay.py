@@ -6,22 +6,21 @@ On the server that ``TIDEWIRE_TEST_POSTGRESQL`` names, else on a private one wit
 from __future__ import annotations
 
 import asyncio
-import os
 import statistics
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import psycopg
-from scripts.postgres_server import VARIABLE, private_server
 
 from benchmarks.measure import Figure, Sample, sample
 from benchmarks.native import NativeLog
+from benchmarks.postgres import emptied, server
+from benchmarks.relay import Opened, embedded_broker, null_publisher
 from benchmarks.share import Nothing
 from benchmarks.throughput import counted
 from benchmarks.work import order
@@ -29,7 +28,6 @@ from tidewire import Service, running, transaction
 from tidewire.model import Message, Receipt
 from tidewire.runtime.serve import relay_once
 from tidewire.stores.postgres import PostgresStore, open_postgres_store
-from tidewire.transports.sqlite import open_sqlite_transport
 
 __all__ = ["postgres_relay"]
 
@@ -47,47 +45,24 @@ _OLD_MARKS = (
     b"INSERT INTO bench.tidewire_mark (scope, at, event_id, digest) "
     b"SELECT 1, n, decode(md5(n::text), 'hex'), 'x' FROM generate_series(1, 100000) AS n"
 )
-Opened = Callable[[Path], AbstractAsyncContextManager[Any]]
 
 
 def postgres_relay(rounds: int, scale: float) -> list[Figure]:
     """Measure on the server of services-up, or on a private one that syncs every commit."""
-    with _server() as url:
+    with server() as url:
         return [
-            _drained(url, "to the embedded broker", _broker, least=5_200, rounds=rounds, scale=scale),
-            _drained(url, "to a null publisher", _null, least=20_000, rounds=rounds, scale=scale),
+            _drained(url, "to the embedded broker", embedded_broker, least=5_200, rounds=rounds, scale=scale),
+            _drained(url, "to a null publisher", null_publisher, least=20_000, rounds=rounds, scale=scale),
             *asyncio.run(_latency(url, max(1_000, int(10_000 * scale)))),
             *asyncio.run(_growth(url, int(1_000_000 * scale))),
         ]
 
 
-@contextmanager
-def _server() -> Iterator[str]:
-    if given := os.environ.get(VARIABLE):
-        yield given
-    else:
-        with private_server(durable=True) as server:
-            yield server.url
-
-
 @asynccontextmanager
 async def _store(url: str) -> AsyncIterator[PostgresStore]:
     """Open a store with empty tables of its own."""
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute("DROP SCHEMA IF EXISTS bench CASCADE")
-    async with open_postgres_store(f"{url}{'&' if '?' in url else '?'}schema=bench", provision=True) as store:
+    async with open_postgres_store(emptied(url), provision=True) as store:
         yield store
-
-
-@asynccontextmanager
-async def _broker(path: Path) -> AsyncIterator[Any]:
-    async with open_sqlite_transport(path / "broker.db") as transport:
-        yield transport
-
-
-@asynccontextmanager
-async def _null(path: Path) -> AsyncIterator[Any]:
-    yield Nothing()
 
 
 def _drained(url: str, name: str, opened: Opened, *, least: int, rounds: int, scale: float) -> Figure:
@@ -123,7 +98,7 @@ async def _pair(url: str, opened: Opened, count: int) -> tuple[Sample, Sample]:
                 await _fill(store, messages)  # nobody has a lease: nothing of it is in memory
                 ours = await counted(count, work)
             await _fill(store, messages)
-            log = None if opened is _null else NativeLog(Path(directory) / "native.db")
+            log = None if opened is null_publisher else NativeLog(Path(directory) / "native.db")
             native = sample(count, lambda: _by_hand(store.place.url, log))
     return ours, native
 

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
 from hashlib import blake2b
 from typing import Any
-from urllib.parse import urlsplit
 
 import msgspec
 import psycopg
-from scripts.postgres_server import VARIABLE, private_server
 
 from benchmarks.measure import Figure, Sample, paired
+from benchmarks.postgres import emptied, server
 from benchmarks.throughput import counted
 from benchmarks.work import OPTIONS, Counter, OrderPlaced, OrderSeen, order
 from tidewire import Context, Service, running
@@ -46,22 +44,13 @@ CREATE TABLE twin_outbox (row bigserial PRIMARY KEY, id text, source text, topic
 
 def postgres_store(rounds: int, scale: float) -> list[Figure]:
     """Measure on the server of services-up, or on a private one that syncs every commit."""
-    with _server() as url:
+    with server() as url:
         synchronous = _execute(url, "SHOW synchronous_commit"), _execute(url, "SHOW fsync")
         assert synchronous == (("on",), ("on",)), f"commits must be durable, not {synchronous}"
         figures = [_exactly_once(url, rounds, scale)]
         figures += _outbox_rows(url, rounds, scale)
         figures += asyncio.run(_growth(url, max(2_000, int(1_000_000 * scale))))
     return figures
-
-
-@contextmanager
-def _server() -> Iterator[str]:
-    if given := os.environ.get(VARIABLE):
-        yield given
-        return
-    with private_server(durable=True) as server:
-        yield server.url
 
 
 def _execute(url: str, sql: str) -> Any:
@@ -73,11 +62,10 @@ def _execute(url: str, sql: str) -> Any:
 @asynccontextmanager
 async def _opened(url: str) -> AsyncIterator[PostgresStore]:
     """An empty store of the run's own."""
-    _execute(url, "DROP SCHEMA IF EXISTS bench CASCADE")
+    place = emptied(url)
     _execute(url, _TABLES)
     _execute(url, "CHECKPOINT")
-    place = urlsplit(url)._replace(query=f"schema=bench&connections={_AT_ONCE}").geturl()
-    async with open_postgres_store(place, provision=True) as store:
+    async with open_postgres_store(f"{place}&connections={_AT_ONCE}", provision=True) as store:
         yield store
 
 

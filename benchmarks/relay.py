@@ -20,7 +20,7 @@ from tidewire.runtime.serve import relay_once
 from tidewire.stores.sqlite import open_sqlite_store
 from tidewire.transports.sqlite import open_sqlite_transport
 
-__all__ = ["relay"]
+__all__ = ["Opened", "embedded_broker", "null_publisher", "relay"]
 
 Opened = Callable[[Path], AbstractAsyncContextManager[Any]]
 _LONGEST = timedelta(seconds=120)
@@ -30,7 +30,10 @@ def relay(rounds: int, scale: float) -> list[Figure]:
     """Drain an outbox that another process has filled: nothing of it is in memory."""
     count = max(512, int(20_000 * scale))
     figures: list[Figure] = []
-    for name, opened, least in (("to the embedded broker", _broker, 5_200), ("to a null publisher", _null, 20_000)):
+    for name, opened, least in (
+        ("to the embedded broker", embedded_broker, 5_200),
+        ("to a null publisher", null_publisher, 20_000),
+    ):
         samples = [asyncio.run(_drain(opened, count)) for _ in range(rounds)]
         rate = statistics.median(sample.rate for sample in samples)
         cpu = statistics.median(sample.cpu_us for sample in samples)
@@ -71,11 +74,13 @@ async def _fill(path: Path, count: int) -> None:
 
 
 @asynccontextmanager
-async def _broker(path: Path) -> AsyncIterator[Any]:
+async def embedded_broker(path: Path) -> AsyncIterator[Any]:
+    """Open an embedded broker in the folder *path*."""
     async with open_sqlite_transport(path / "broker.db") as transport:
         yield transport
 
 
 @asynccontextmanager
-async def _null(path: Path) -> AsyncIterator[Any]:
+async def null_publisher(path: Path) -> AsyncIterator[Any]:
+    """Open what takes everything and keeps nothing."""
     yield Nothing()

@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.measure import Figure, Sample, paired, sample
 from benchmarks.native import NativeLog, NativeStore
 from benchmarks.work import Counter, OrderPlaced, OrderSeen, order, shop
-from tidewire import Context, Service, transaction
+from tidewire import Context, Running, Service, transaction
 from tidewire.stores.sqlite import open_sqlite_store
 
 __all__ = ["exactly_once", "outbox_rows", "publish", "whole_path"]
@@ -53,6 +53,33 @@ async def counted(count: int, work: Callable[[], Awaitable[None]]) -> Sample:
     return Sample(count / seconds, cpu / count * 1e6)
 
 
+async def published_one_by_one(app: Running, total: int, tasks: int) -> Sample:
+    """Publish *total* orders by so many *tasks*, each of which waits for one before the next."""
+    await app.publisher.publish(order(0))
+    orders = [order(n) for n in range(total)]
+
+    async def one(start: int) -> None:
+        for each in orders[start::tasks]:
+            await app.publisher.publish(each)
+
+    async def work() -> None:
+        await asyncio.gather(*(one(start) for start in range(tasks)))
+
+    return await counted(total, work)
+
+
+async def published_in_batches(app: Running, total: int) -> Sample:
+    """Publish *total* orders, a hundred a call."""
+    await app.publisher.publish(order(0))
+    orders = [order(n) for n in range(total)]
+
+    async def work() -> None:
+        for start in range(0, total, 100):
+            await app.publisher.publish_all(orders[start : start + 100])
+
+    return await counted(total, work)
+
+
 def publish(rounds: int, scale: float) -> list[Figure]:
     """Durable publish by 1 and by 64 tasks, and in batches of 100."""
     figures: list[Figure] = []
@@ -61,17 +88,7 @@ def publish(rounds: int, scale: float) -> list[Figure]:
 
         async def concurrent(directory: Path, total: int, tasks: int = tasks) -> Sample:
             async with shop(directory, Service("bench")) as (app, _, _):
-                await app.publisher.publish(order(0))
-                orders = [order(n) for n in range(total)]
-
-                async def one(start: int) -> None:
-                    for each in orders[start::tasks]:
-                        await app.publisher.publish(each)
-
-                async def work() -> None:
-                    await asyncio.gather(*(one(start) for start in range(tasks)))
-
-                return await counted(total, work)
+                return await published_one_by_one(app, total, tasks)
 
         def twin(directory: Path, total: int = total, tasks: int = tasks) -> Callable[[], None]:
             return _publishes(directory, total, tasks)
@@ -88,14 +105,7 @@ def publish(rounds: int, scale: float) -> list[Figure]:
 
     async def batches(directory: Path, total: int) -> Sample:
         async with shop(directory, Service("bench")) as (app, _, _):
-            await app.publisher.publish(order(0))
-            orders = [order(n) for n in range(total)]
-
-            async def work() -> None:
-                for start in range(0, total, 100):
-                    await app.publisher.publish_all(orders[start : start + 100])
-
-            return await counted(total, work)
+            return await published_in_batches(app, total)
 
     total = int(20_000 * scale)
     figures.append(
