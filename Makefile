@@ -61,10 +61,10 @@ faults: $(STAMPS)/test ## long fault tests: power loss, kill -9, hostile bytes; 
 
 services-up: $(STAMPS)/test ## start private servers for tests and benchmarks; writes build/services.env
 	@scripts/services.sh
-	@failed=0; for name in postgres kafka; do .venv/bin/python scripts/$${name}_server.py up || failed=1; done; exit $$failed
+	@failed=0; for name in postgres kafka rabbitmq; do .venv/bin/python scripts/$${name}_server.py up || failed=1; done; exit $$failed
 
 services-down: $(STAMPS)/test ## stop what services-up started
-	@failed=0; for name in kafka postgres; do .venv/bin/python scripts/$${name}_server.py down || failed=1; done; exit $$failed
+	@failed=0; for name in rabbitmq kafka postgres; do .venv/bin/python scripts/$${name}_server.py down || failed=1; done; exit $$failed
 
 docs: $(STAMPS)/docs ## the docs site, whole and offline, in build/site
 	rm -rf build/site .cache

@@ -1,7 +1,8 @@
 """What every test run prints at its end: what was *not* proven, counted, so that a skip is never silent.
 
-And the servers that tests share, PostgreSQL and Apache Kafka: those that TIDEWIRE_TEST_POSTGRESQL and
-TIDEWIRE_TEST_KAFKA name, else private ones, which the first test that asks for one starts and the end of the run stops.
+And the servers that tests share, PostgreSQL, Apache Kafka and RabbitMQ: those that TIDEWIRE_TEST_POSTGRESQL,
+TIDEWIRE_TEST_KAFKA and TIDEWIRE_TEST_RABBITMQ name, else private ones, which the first test that asks for one starts
+and the end of the run stops.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from urllib.parse import urlsplit
 
 import kafka_server as kafka
 import pytest
+import rabbitmq_server as rabbitmq
 from postgres_server import VARIABLE, NoServer, private_server
 
 from tidewire.testing.servers.processes import given_or
@@ -90,4 +92,24 @@ def kafka_url(request: pytest.FixtureRequest) -> str:
     if given := os.environ.get(kafka.VARIABLE):
         return given
     server: kafka.KafkaServer = request.getfixturevalue("kafka_server")
+    return server.url
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_server() -> Iterator[rabbitmq.RabbitServer]:
+    """A private RabbitMQ, with TLS, that tests may kill, pause and restart; skips where none can be had."""
+    with contextlib.ExitStack() as stack:
+        try:
+            server = stack.enter_context(rabbitmq.private_rabbit(tls=True))
+        except rabbitmq.NoServer as error:
+            pytest.skip(f"not proven: needs a RabbitMQ server: {error}")
+        yield server
+
+
+@pytest.fixture
+def rabbitmq_url(request: pytest.FixtureRequest) -> str:
+    """The URL of a RabbitMQ that a test shares with others and leaves as it is."""
+    if given := os.environ.get(rabbitmq.VARIABLE):
+        return given
+    server: rabbitmq.RabbitServer = request.getfixturevalue("rabbitmq_server")
     return server.url

@@ -24,7 +24,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tidewire.testing.servers.processes import NoServer, free_port, launched, started, wait_until_ready
+from tidewire.testing.servers.processes import NoServer, ended, free_port, launched, stand_still, started, wait_until_ready
 from tidewire.testing.servers.services import Service
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -193,10 +193,7 @@ class KafkaServer:
 
     def pause(self) -> None:
         """Let it stand still; every thread of it does on return."""
-        os.kill(self.pid, signal.SIGSTOP)
-        for task in Path(f"/proc/{self.pid}/task").glob("*/stat"):
-            while task.read_text().rpartition(")")[2].split()[0] != "T":
-                time.sleep(0.001)
+        stand_still(self.pid)
 
     def resume(self) -> None:
         """Let it go on."""
@@ -213,18 +210,9 @@ class KafkaServer:
         return [java, *flags, "-Dlog4j2.configurationFile=log4j2.properties", "-cp", f"{libs}/*"]
 
     def _end(self, how: signal.Signals) -> None:
-        if self._process is None:
-            return
-        if self._process.poll() is None:
-            self._process.send_signal(how)
-            if how is not signal.SIGKILL:
-                self._process.send_signal(signal.SIGCONT)
-        try:
-            self._process.wait(20.0)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._process = None
+        if self._process is not None:
+            ended(self._process, how)
+            self._process = None
 
 
 def _jaas() -> str:

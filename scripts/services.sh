@@ -9,6 +9,8 @@ have_postgresql() { compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || 
 
 have_java() { java -version 2>&1 | grep -qE 'version "(1[7-9]|[2-9][0-9])'; }
 
+have_rabbitmq() { { [ -x /usr/lib/rabbitmq/bin/rabbitmq-server ] || command -v rabbitmq-server >/dev/null 2>&1; } && command -v openssl >/dev/null 2>&1; }
+
 root_on_debian() { [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; }
 
 install_postgresql() {
@@ -26,6 +28,22 @@ install_java() {
     apt-get install --yes --no-install-recommends openjdk-17-jre-headless maven
 }
 
+# Debian's package would start a broker: a policy says no, unless this machine has one already.
+install_rabbitmq() {
+    local policy=/usr/sbin/policy-rc.d
+    apt-get update
+    if [ -e "$policy" ]; then
+        apt-get install --yes --no-install-recommends rabbitmq-server openssl
+        return
+    fi
+    printf '#!/bin/sh\nexit 101\n' >"$policy"
+    chmod 755 "$policy"
+    local failed=0
+    apt-get install --yes --no-install-recommends rabbitmq-server openssl || failed=1
+    rm -f "$policy"
+    return "$failed"
+}
+
 # want NAME PACKAGES INSTALL: run INSTALL if we may, else say what is missing.
 want() {
     if ! root_on_debian; then
@@ -38,3 +56,4 @@ want() {
 
 have_postgresql || want postgresql postgresql install_postgresql
 { have_java && { command -v mvn >/dev/null 2>&1 || [ -d build/kafka ]; }; } || want java "openjdk-17-jre-headless maven" install_java
+have_rabbitmq || want rabbitmq "rabbitmq-server openssl" install_rabbitmq

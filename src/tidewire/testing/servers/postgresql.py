@@ -19,6 +19,7 @@ from tidewire.testing.servers.processes import (
     OURSELVES,
     Account,
     NoServer,
+    ended,
     free_port,
     launched,
     started,
@@ -30,6 +31,7 @@ __all__ = ["NoServer", "PostgresServer", "private_server"]
 
 _OLDEST = 13
 _READY_MAX = 60.0
+_END_MAX = 60.0
 
 
 def _nobody() -> Account:
@@ -170,12 +172,9 @@ class PostgresServer:
         return ours and [line.strip() for line in lines[7:8]] == ["ready"]
 
     def _end(self, how: signal.Signals) -> None:
-        if self._process is None:
-            return
-        if self._process.poll() is None:
-            self._process.send_signal(how)
-        self._process.wait()
-        self._process = None
+        if self._process is not None:
+            ended(self._process, how, seconds=_END_MAX)
+            self._process = None
 
     def _processes(self) -> list[int]:
         if self._process is None:

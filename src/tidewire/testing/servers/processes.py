@@ -22,10 +22,12 @@ __all__ = [
     "Account",
     "NoServer",
     "Server",
+    "ended",
     "free_port",
     "given_or",
     "is_alive",
     "launched",
+    "stand_still",
     "started",
     "wait_until_gone",
     "wait_until_ready",
@@ -149,6 +151,27 @@ def wait_until_ready(
         if process.poll() is not None or time.monotonic() > deadline:
             raise NoServer(f"{name} did not start:\n{(folder / 'log').read_text()[-2000:]}")
         time.sleep(0.02)
+
+
+def stand_still(pid: int) -> None:
+    """Pause the process *pid*: every thread of it stands still on return. SIGCONT lets it go on."""
+    os.kill(pid, signal.SIGSTOP)
+    for task in Path(f"/proc/{pid}/task").glob("*/stat"):
+        while task.read_text().rpartition(")")[2].split()[0] != "T":
+            time.sleep(0.001)
+
+
+def ended(process: subprocess.Popen[bytes], how: signal.Signals, *, seconds: float = 20.0) -> None:
+    """End *process* by the signal *how*, paused or not; kill it if it has not ended after so many *seconds*."""
+    if process.poll() is None:
+        process.send_signal(how)
+        if how is not signal.SIGKILL:
+            process.send_signal(signal.SIGCONT)
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def started(kind: str, make: Callable[[Path], S], *, outlives: bool = False) -> S:

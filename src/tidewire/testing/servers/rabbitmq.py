@@ -1,0 +1,290 @@
+"""A RabbitMQ of one's own, for a test, a benchmark or the demo: free ports on 127.0.0.1, a data folder, one pid.
+
+Needs only the standard library and the server's programs, as Debian's package ``rabbitmq-server`` brings them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tidewire.testing.servers.processes import (
+    NoServer,
+    ended,
+    free_port,
+    launched,
+    stand_still,
+    started,
+    wait_until_ready,
+)
+
+__all__ = ["LIMITED", "NoServer", "RabbitServer", "private_rabbit"]
+
+_READY_MAX = 120.0
+_CONTROL_MAX = 60.0
+_FREE_MIN = "50MB"
+_FREE_NEVER = "1000000GB"
+_DEBIAN = Path("/usr/lib/rabbitmq/bin")
+LIMITED = ("limited", "limited-secret")
+"""Name and password of a user who may log in, and do nothing else."""
+# Erlang's port mapper would outlive the node that starts it. As a child of the shell, which becomes the node, it ends
+# with the node, however that ends.
+_START = 'setpriv --pdeathsig KILL "$1" -port "$ERL_EPMD_PORT" -address 127.0.0.1 & exec "$2" -noinput'
+
+
+@dataclass
+class RabbitServer:
+    """One node in *folder*. *settings* go into its ``rabbitmq.conf``; with *tls* it has a second listener.
+
+    It listens on 127.0.0.1 alone, as do its helpers. Its user ``worker`` may do everything; the other is `LIMITED`.
+    """
+
+    folder: Path
+    settings: Mapping[str, str] = field(default_factory=dict[str, str])
+    tls: bool = False
+    programs: Path = field(default_factory=lambda: _find_programs())
+    port: int = field(default_factory=free_port)
+    tls_port: int = field(default_factory=free_port)
+    node_port: int = field(default_factory=free_port)
+    mapper_port: int = field(default_factory=free_port)
+    password: str = field(default_factory=lambda: secrets.token_hex(8))
+    _process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def address(self) -> str:
+        """Host and port of the plain listener."""
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def url(self) -> str:
+        """The URL by which ``worker`` opens it."""
+        return self.url_of("worker", self.password)
+
+    @property
+    def tls_url(self) -> str:
+        """The same over TLS; `authority` vouches for the server."""
+        return f"amqps://worker:{self.password}@127.0.0.1:{self.tls_port}"
+
+    @property
+    def authority(self) -> Path:
+        """The certificate that a client must trust."""
+        return self.folder / "certificate.pem"
+
+    @property
+    def pid(self) -> int:
+        """The process that runs."""
+        assert self._process is not None, "it does not run"
+        return self._process.pid
+
+    def url_of(self, user: str, password: str, *, port: int = 0) -> str:
+        """Return the URL of *user*, at *port* where a test has put a proxy."""
+        return f"amqp://{user}:{password}@127.0.0.1:{port or self.port}"
+
+    def create(self) -> None:
+        """Write the configuration, and with TLS a certificate.
+
+        Raises:
+            NoServer: what makes the certificate is missing.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        settings = {
+            "listeners.tcp.1": self.address,
+            "disk_free_limit.absolute": _FREE_MIN,
+            "load_definitions": str(self.folder / "definitions.json"),
+            **(self._certified() if self.tls else {}),
+            **self.settings,
+        }
+        text = "".join(f"{name} = {value}\n" for name, value in settings.items())
+        (self.folder / "rabbitmq.conf").write_text(text)
+        definitions = self.folder / "definitions.json"
+        definitions.touch(0o600)
+        definitions.write_text(json.dumps(self._definitions()))
+
+    def start(self, *, outlives: bool = False) -> None:
+        """Start it and wait until it takes connections. Unless it *outlives* us, it ends with this process.
+
+        Raises:
+            NoServer: it did not start; its log is in the text.
+        """
+        mapper = shutil.which("epmd")
+        if mapper is None or shutil.which("setpriv") is None:
+            raise NoServer("RabbitMQ needs `epmd` of Erlang and `setpriv` of util-linux on PATH")
+        self._process = launched(
+            ["sh", "-c", _START, "sh", mapper, str(self.programs / "rabbitmq-server")],
+            self.folder,
+            end_by=None if outlives else signal.SIGKILL,
+            environment=self._environment(),
+        )
+        wait_until_ready(self._process, self._answers, name="RabbitMQ", folder=self.folder, seconds=_READY_MAX)
+
+    def stop(self) -> None:
+        """End it in good order; nothing if it does not run."""
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Kill it as a crash would."""
+        self._end(signal.SIGKILL)
+
+    def restart(self) -> None:
+        """Stop it and start it again, on the same ports and data."""
+        self.stop()
+        self.start()
+
+    def pause(self) -> None:
+        """Let it stand still; every thread of it does on return."""
+        stand_still(self.pid)
+
+    def resume(self) -> None:
+        """Let it go on."""
+        os.kill(self.pid, signal.SIGCONT)
+
+    def raise_disk_alarm(self) -> None:
+        """Let it believe that the disk is full: it blocks whoever publishes until `clear_disk_alarm`."""
+        self.control("set_disk_free_limit", _FREE_NEVER)
+
+    def clear_disk_alarm(self) -> None:
+        """Let it see that the disk has room."""
+        self.control("set_disk_free_limit", _FREE_MIN)
+
+    def control(self, *arguments: str) -> str:
+        """Run ``rabbitmqctl`` against it and return what it prints; takes seconds.
+
+        Raises:
+            RuntimeError: it failed; what it said is in the text.
+        """
+        done = subprocess.run(  # noqa: S603 - a program beside that server
+            [str(self.programs / "rabbitmqctl"), "--quiet", *arguments],
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            check=False,
+            env=self._environment(),
+            timeout=_CONTROL_MAX,
+        )
+        if done.returncode:
+            raise RuntimeError(f"rabbitmqctl {' '.join(arguments)} failed: {(done.stderr or done.stdout).strip()}")
+        return done.stdout
+
+    def remove(self) -> None:
+        """Kill it and delete everything."""
+        self.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _environment(self) -> dict[str, str]:
+        """Return our environment with nothing of another RabbitMQ in it: what this one has is in its folder."""
+        foreign = ("RABBITMQ_", "ERL_", "XDG_", "NOTIFY_SOCKET")
+        own = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
+        return own | {
+            "HOME": str(self.folder),  # for Erlang's cookie
+            "LC_ALL": "C.UTF-8",
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "ERL_EPMD_PORT": str(self.mapper_port),
+            "RABBITMQ_ALLOW_INPUT": "1",  # the script becomes the node, instead of waiting for it
+            "RABBITMQ_CONF_ENV_FILE": str(self.folder / "env.conf"),
+            "RABBITMQ_CONFIG_FILE": str(self.folder / "rabbitmq.conf"),
+            "RABBITMQ_ADVANCED_CONFIG_FILE": str(self.folder / "advanced.config"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.folder / "enabled_plugins"),
+            "RABBITMQ_MNESIA_BASE": str(self.folder / "data"),
+            "RABBITMQ_LOGS": "-",
+            "RABBITMQ_NODENAME": f"tidewire-{self.port}@localhost",
+            "RABBITMQ_DIST_PORT": str(self.node_port),
+            "RABBITMQ_SCHEDULER_BIND_TYPE": "u",  # bound, two nodes would share one core of several
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+        }
+
+    def _definitions(self) -> dict[str, object]:
+        users = ({"name": "worker", "password": self.password}, {"name": LIMITED[0], "password": LIMITED[1]})
+        everything, nothing = dict.fromkeys(_RIGHTS, ".*"), dict.fromkeys(_RIGHTS, "^$")
+        return {
+            "vhosts": [{"name": "/"}],
+            "users": [{**user, "tags": ""} for user in users],
+            "permissions": [
+                {"user": "worker", "vhost": "/", **everything},
+                {"user": LIMITED[0], "vhost": "/", **nothing},
+            ],
+        }
+
+    def _certified(self) -> dict[str, str]:
+        if shutil.which("openssl") is None:
+            raise NoServer("openssl is not installed: apt-get install openssl")
+        key = self.folder / "key.pem"
+        subprocess.run(  # noqa: S603 - fixed words
+            [
+                *("openssl", "req", "-x509", "-nodes", "-days", "2", "-newkey", "ec", "-subj", "/CN=localhost"),
+                *("-pkeyopt", "ec_paramgen_curve:prime256v1", "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"),
+                *("-keyout", str(key), "-out", str(self.authority)),
+            ],
+            capture_output=True,
+            check=True,
+        )
+        return {
+            "listeners.ssl.1": f"127.0.0.1:{self.tls_port}",
+            "ssl_options.cacertfile": str(self.authority),
+            "ssl_options.certfile": str(self.authority),
+            "ssl_options.keyfile": str(key),
+        }
+
+    def _answers(self) -> bool:
+        """Whether a broker speaks on every listener's port."""
+        return _greets(self.port) and (not self.tls or _listens(self.tls_port))
+
+    def _end(self, how: signal.Signals) -> None:
+        if self._process is not None:
+            ended(self._process, how)
+            self._process = None
+
+
+_RIGHTS = ("configure", "write", "read")
+
+
+def _find_programs() -> Path:
+    """Return the folder with `rabbitmq-server` and `rabbitmqctl`.
+
+    On Debian those on PATH become the user ``rabbitmq``, or refuse to run; the ones behind them run as we do.
+
+    Raises:
+        NoServer: they are not installed.
+    """
+    on_path = shutil.which("rabbitmq-server")
+    for folder in (_DEBIAN, *([Path(on_path).resolve().parent] if on_path else [])):
+        if (folder / "rabbitmq-server").exists() and (folder / "rabbitmqctl").exists():
+            return folder
+    raise NoServer("RabbitMQ is not installed: apt-get install rabbitmq-server")
+
+
+@contextlib.contextmanager
+def private_rabbit(*, tls: bool = False, **settings: str) -> Generator[RabbitServer]:
+    """Yield a running node in a temporary folder, and remove it. *settings* with ``__`` for ``.``."""
+    dotted = {name.replace("__", "."): value for name, value in settings.items()}
+    server = started("rabbitmq", lambda folder: RabbitServer(folder, dotted, tls))
+    try:
+        yield server
+    finally:
+        server.remove()
+
+
+def _greets(port: int) -> bool:
+    """Whether a broker answers there with the first frame of AMQP 0-9-1."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=1.0) as connection:
+            connection.sendall(b"AMQP\x00\x00\x09\x01")
+            return connection.recv(1) == b"\x01"
+    except OSError:
+        return False
+
+
+def _listens(port: int) -> bool:
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=1.0):
+            return True
+    except OSError:
+        return False
