@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from typing import Any
 
+import asyncpg
 import psycopg
 import pytest
 from outbox_readers import CURSORS, committed_by, read_by_claims, read_by_cursor, wrong_about
 
+from tidewire.kit.postgres.place import postgres_place
 from tidewire.kit.postgres.wire import Answers, Statement
 from tidewire.model import Message, Topic
+from tidewire.protocols import Unit
 from tidewire.stores.postgres import PostgresStore, open_postgres_store
+from tidewire.stores.postgres.events import channel_of
 
 LONG, HOUR = timedelta(seconds=20), timedelta(hours=1)
 POLL = timedelta(milliseconds=200)
@@ -238,3 +243,73 @@ def test_what_was_told_before_we_listened_is_known_as_our_own(postgresql_url: st
             assert not await store.outbox.wait(timedelta(milliseconds=300))
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+def test_a_callers_commit_is_heard_of_and_not_told_within(postgresql_url: str, driver: str) -> None:
+    """Relays here and elsewhere hear of it at once, and the caller's transaction holds no notification."""
+
+    async def scenario() -> None:
+        async with two_stores(postgresql_url) as (store, other), listening(postgresql_url) as heard:
+            await hears(store)
+            await hears(other)
+            async with begun(postgresql_url, driver) as (tx, _):
+                await store.outbox.put(adopted(store, tx), [message("1"), message("2")])
+                assert not await store.outbox.wait(timedelta(milliseconds=100))
+            assert await store.outbox.wait(LONG)
+            assert await other.outbox.wait(LONG)
+            assert not (await heard()).endswith(".")
+
+    asyncio.run(scenario())
+
+
+def test_a_connection_that_hardly_rests_is_told_of(postgresql_url: str) -> None:
+    """The next transaction of a connection may have begun before anybody looked: its next event tells of the last."""
+
+    async def scenario() -> None:
+        async with two_stores(postgresql_url) as (store, _):
+            await hears(store)
+            async with begun(postgresql_url, "asyncpg") as (tx, again):
+                await store.outbox.put(adopted(store, tx), [message("1")])
+                await again()
+                await store.outbox.put(adopted(store, tx), [message("2", "other")])
+                assert await store.outbox.wait(LONG)
+                await hears(store)
+            assert await store.outbox.wait(LONG)
+
+    asyncio.run(scenario())
+
+
+def adopted(store: PostgresStore, tx: object) -> Unit:
+    unit = store.adopt_tx(tx)
+    assert unit is not None
+    return unit
+
+
+@asynccontextmanager
+async def begun(url: str, driver: str) -> AsyncGenerator[tuple[object, Callable[[], Awaitable[object]]]]:
+    """A connection in a transaction, which is committed at the end, and what commits and begins the next at once."""
+    if driver == "psycopg":
+        async with await psycopg.AsyncConnection[Any].connect(url) as connection:
+            yield connection, connection.commit
+        return
+    plain = await asyncpg.connect(url)
+    try:
+        await plain.execute("BEGIN")
+        yield plain, lambda: plain.execute("COMMIT AND CHAIN")
+        await plain.execute("COMMIT")
+        await asyncio.sleep(0.1)  # it is looked at, and not only closed
+    finally:
+        await plain.close()
+
+
+@asynccontextmanager
+async def listening(url: str) -> AsyncGenerator[Callable[[], Awaitable[str]]]:
+    """What is told to relays, as any connection can hear it."""
+    async with await psycopg.AsyncConnection[Any].connect(url, autocommit=True) as connection:
+        await connection.execute(f"LISTEN {channel_of(postgres_place(url))}".encode())
+
+        async def heard() -> str:
+            return (await anext(connection.notifies())).payload
+
+        yield heard

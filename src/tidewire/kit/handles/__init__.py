@@ -5,8 +5,18 @@ A handle is known by the module and the name of its class, so that no library is
 
 from __future__ import annotations
 
-from tidewire.kit.handles.kinds import async_handle, describe, sync_handle
+from tidewire.kit.handles.kinds import async_handle, describe, is_in_transaction, sync_handle
 from tidewire.kit.handles.seam import AsyncHandle, AsyncSql, SyncHandle, SyncSql
 from tidewire.kit.handles.unit import CallersUnit
 
-__all__ = ["AsyncHandle", "AsyncSql", "CallersUnit", "SyncHandle", "SyncSql", "async_handle", "describe", "sync_handle"]
+__all__ = [
+    "AsyncHandle",
+    "AsyncSql",
+    "CallersUnit",
+    "SyncHandle",
+    "SyncSql",
+    "async_handle",
+    "describe",
+    "is_in_transaction",
+    "sync_handle",
+]

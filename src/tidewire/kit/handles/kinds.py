@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
+from weakref import WeakKeyDictionary
 
 from tidewire.kit.handles.asyncpg import AsyncpgConnection
 from tidewire.kit.handles.django import DjangoConnection
@@ -16,7 +18,7 @@ from tidewire.kit.handles.sqlalchemy import (
 )
 from tidewire.kit.handles.sqlite import SqliteConnection
 
-__all__ = ["async_handle", "describe", "sync_handle"]
+__all__ = ["async_handle", "describe", "is_in_transaction", "sync_handle"]
 
 _ASYNC: Mapping[str, Callable[[object], AsyncHandle]] = {
     "asyncpg.connection.Connection": AsyncpgConnection,
@@ -36,10 +38,12 @@ _SYNC: Mapping[str, Callable[[object], SyncHandle]] = {
     "sqlite3.Connection": SqliteConnection,
 }
 
+_known_names: WeakKeyDictionary[type, list[str]] = WeakKeyDictionary()
+
 
 def async_handle(tx: object) -> AsyncHandle | None:
     """Return *tx* as a transaction whose statements are awaited, or None if it is no such handle."""
-    for name in _names(tx):
+    for name in _names(tx.__class__):
         if name in _ASYNC:
             return _ASYNC[name](tx)
     return None
@@ -47,7 +51,7 @@ def async_handle(tx: object) -> AsyncHandle | None:
 
 def sync_handle(tx: object) -> SyncHandle | None:
     """Return *tx* as a transaction of synchronous code, or None if it is no such handle."""
-    for name in _names(tx):
+    for name in _names(tx.__class__):
         if name in _SYNC:
             return _SYNC[name](tx)
     return None
@@ -55,8 +59,23 @@ def sync_handle(tx: object) -> SyncHandle | None:
 
 def describe(tx: object) -> str:
     """Return what *tx* is, for people: ``psycopg.AsyncConnection`` or the like."""
-    return _names(tx)[0].removeprefix("builtins.")
+    return _names(tx.__class__)[0].removeprefix("builtins.")
 
 
-def _names(tx: object) -> list[str]:
-    return [f"{cls.__module__}.{cls.__qualname__}" for cls in type(tx).__mro__]
+def is_in_transaction(connection: Any) -> bool | None:
+    """Return whether a driver's own *connection* has a transaction open, as the driver knows it without asking the
+    server. None where the driver does not say."""
+    names = _names(connection.__class__)
+    if "asyncpg.connection.Connection" in names:
+        return not connection.is_closed() and bool(connection.is_in_transaction())
+    if "psycopg.AsyncConnection" in names:
+        return connection.info.transaction_status.name in ("ACTIVE", "INTRANS", "INERROR")
+    return None
+
+
+def _names(kind: type) -> list[str]:
+    """Return the full names of a class and of all it inherits from, nearest first."""
+    names = _known_names.get(kind)
+    if names is None:
+        names = _known_names[kind] = [f"{cls.__module__}.{cls.__qualname__}" for cls in kind.__mro__]
+    return names

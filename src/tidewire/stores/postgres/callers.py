@@ -5,17 +5,21 @@ Whether it leads there is asked once for each connection of a driver: by the ran
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from tidewire.errors import ConfigurationError
-from tidewire.kit.handles import AsyncSql, CallersUnit, SyncSql, describe
+from tidewire.kit.handles import AsyncSql, SyncSql, is_in_transaction
 from tidewire.kit.postgres.place import PostgresPlace
-from tidewire.kit.postgres.wire import Statement
 from tidewire.stores.postgres.access import Access
 
-__all__ = ["Identity", "check_identity", "put_in_callers"]
+__all__ = ["CallersCommits", "Identity", "check_identity"]
+
+_LOOK_FIRST, _LOOK_MAX = 0.001, 0.02
+_WATCHED_MAX = 10.0
 
 _ONE_DATABASE = "event and data commit together in one database only: the one that the service's store is in"
 
@@ -73,9 +77,59 @@ async def check_identity(identity: Identity, what: str, sql: AsyncSql) -> None:
         identity.check(what, sql, await sql.rows(identity.ask))
 
 
-async def put_in_callers(unit: CallersUnit, statements: Sequence[Statement], identity: Identity) -> None:
-    """Run *statements* of the outbox in a caller's transaction; see `tidewire.protocols.Outbox.put`."""
-    sql = await unit.handle.begun()
-    await check_identity(identity, f"publish(tx=…): this {describe(unit.tx)}", sql)
-    for text, parameters in statements:
-        await sql.rows(text, parameters)
+class CallersCommits:
+    """Sees when callers' transactions have ended, by looking at their connections, and tells *committed* of it.
+
+    A notification within a transaction would make all such commits of the database wait for each other, disk sync
+    included. What is told is a hint: a transaction that was rolled back is told of too, and one that is open for
+    longer than `_WATCHED_MAX` seconds is told of before its end, so that its rows are found by looking.
+    """
+
+    def __init__(self, committed: Callable[[Iterable[int]], None]) -> None:
+        self._committed = committed
+        self._open: dict[int, _Open] = {}
+        self._expected = asyncio.Event()
+        self._watches = False
+
+    def expect(self, connection: object, parts: Iterable[int]) -> bool:
+        """Tell of *parts* when the transaction of *connection* has ended; False where that cannot be seen."""
+        if not self._watches or is_in_transaction(connection) is None:
+            return False
+        known = self._open.get(id(connection))
+        if known is None:
+            known = self._open[id(connection)] = _Open(connection)
+            self._expected.set()
+        else:  # this may be the next transaction of a connection that hardly rests
+            self._committed(known.parts)
+        known.until = asyncio.get_running_loop().time() + _WATCHED_MAX
+        known.parts.update(parts)
+        return True
+
+    async def watch(self) -> None:
+        """Until cancelled: look at the connections of which something is expected."""
+        self._watches = True
+        try:
+            while True:
+                await self._expected.wait()
+                self._expected.clear()
+                pause = _LOOK_FIRST
+                while self._open:
+                    await asyncio.sleep(pause)
+                    pause = _LOOK_FIRST if self._look() or self._expected.is_set() else min(pause * 2, _LOOK_MAX)
+                    self._expected.clear()
+        finally:
+            self._watches = False
+
+    def _look(self) -> bool:
+        now = asyncio.get_running_loop().time()
+        ended = [name for name, one in self._open.items() if not is_in_transaction(one.connection) or now > one.until]
+        if ended:
+            self._committed({part for name in ended for part in self._open.pop(name).parts})
+        return bool(ended)
+
+
+@dataclass(slots=True)
+class _Open:
+    connection: object
+    parts: set[int] = field(default_factory=set[int])
+    until: float = 0.0

@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from datetime import timedelta
+from itertools import chain
 
-from tidewire.kit.handles import CallersUnit
+from tidewire.kit.handles import CallersUnit, describe
 from tidewire.kit.postgres.wire import Statement
 from tidewire.model import Message, Stuck
 from tidewire.protocols import Clock, Unit
 from tidewire.stores.postgres.access import Access
-from tidewire.stores.postgres.callers import Identity, put_in_callers
+from tidewire.stores.postgres.callers import CallersCommits, Identity, check_identity
 from tidewire.stores.postgres.events import COLUMNS, Leaving, leaving_row, message_of, notification, number_of
 from tidewire.stores.postgres.unit import Core, own_unit
 from tidewire.stores.postgres.wake import Wake
@@ -24,7 +25,9 @@ __all__ = ["PostgresOutbox"]
 
 _WINDOW_MAX = 8_192
 _HEARING_POLLS = 4
-_VALUES = (
+_ROWS_MAX = 16
+_TYPES = ("smallint", "text", "text", "text", "text", "text", "text", "bytea")
+_LISTS = (
     "unnest($1::smallint[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::bytea[]{more}) "
     "WITH ORDINALITY AS u (part, id, source, aggregatetype, aggregateid, type, headers, payload{names}, place)"
 )
@@ -42,21 +45,20 @@ class PostgresOutbox:
         self._core: Core | None = None
         self.identity = Identity(access.place)
         self.wake = Wake(access)
+        self.commits = CallersCommits(self.wake.committed)
         self.window: dict[int, Message] = {}
         self.due_at = float("inf")
         ready, delayed, refused = (access.table(name) for name in ("outbox", "outbox_delayed", "outbox_refused"))
         columns = f"part, {COLUMNS}"
-        self._insert_one = (
-            f"INSERT INTO {ready} ({columns}) VALUES ($1::smallint, $2::text, $3::text, $4::text, $5::text, $6::text, "
-            '$7::text, $8::bytea) RETURNING "row"'
-        )
-        self._insert = (  # numbers are drawn in the order of the rows
-            f"INSERT INTO {ready} ({columns}) SELECT {columns} FROM {_VALUES.format(more='', names='')} "
-            'ORDER BY place RETURNING "row"'
-        )
-        values = _VALUES.format(more=", $9::bigint[]", names=", due")
+        into = f"INSERT INTO {ready} ({columns})"
+        # Numbers are drawn in the order of the rows. A few rows are said one by one: arrays cost the server more.
+        few = [f"{into} VALUES {_places(count)}" for count in range(1, _ROWS_MAX + 1)]
+        many = f"{into} SELECT {columns} FROM {_LISTS.format(more='', names='')} ORDER BY place"
+        self._insert = [*few, many]
+        self._insert_numbered = [f'{sql} RETURNING "row"' for sql in self._insert]
+        lists = _LISTS.format(more=", $9::bigint[]", names=", due")
         self._insert_delayed = (
-            f"INSERT INTO {delayed} ({columns}, due) SELECT {columns}, due FROM {values} ORDER BY place"
+            f"INSERT INTO {delayed} ({columns}, due) SELECT {columns}, due FROM {lists} ORDER BY place"
         )
         self._count = (
             f"SELECT (SELECT count(*) FROM {ready}) + (SELECT count(*) FROM {delayed}), "
@@ -76,45 +78,50 @@ class PostgresOutbox:
         self._core = core
 
     async def put(self, unit: Unit, messages: Sequence[Message]) -> None:
-        """Insert rows with the seal of *unit*, in order."""
+        """Insert rows with the seal of *unit*, in order; in a caller's transaction at once."""
         assert self._core is not None, "attached when the store was opened"
         core = self._core
-        if isinstance(unit, CallersUnit):
-            await put_in_callers(unit, self.callers_statements(messages), self.identity)
+        if not isinstance(unit, CallersUnit):
+            own_unit(unit, lambda: core).leave(self.rows(messages))
             return
-        own_unit(unit, lambda: core).leave(self.rows(messages))
+        rows = self.rows(messages)
+        sql = await unit.handle.begun()
+        await check_identity(self.identity, f"publish(tx=…): this {describe(unit.tx)}", sql)
+        is_seen = self.commits.expect(sql.connection, [row.part for row in rows])
+        for text, parameters in self._inserts(rows, self._insert) if is_seen else self.told(rows):
+            await sql.rows(text, parameters)
 
     def rows(self, messages: Sequence[Message]) -> list[Leaving]:
         """Return the rows of *messages*; what cannot be a row raises here, and not at the commit."""
         now = self._clock.now_us()
         return [leaving_row(message, now) for message in messages]
 
-    def callers_statements(self, messages: Sequence[Message]) -> Sequence[Statement]:
-        """Return what inserts *messages* in a caller's transaction, whose commit wakes the relays.
+    def told(self, rows: Sequence[Leaving]) -> Sequence[Statement]:
+        """Return what inserts *rows* in a caller's transaction, whose commit wakes the relays.
 
         It is told in the same statement: duplicates of one transaction are one notification.
         """
-        rows = self.rows(messages)
         _, told = notification(self._access.place, [row.part for row in rows])
-        done: list[Statement] = []
-        for sql, parameters in self.statements(rows):
-            more = f"pg_notify(${len(parameters) + 1}::text, ${len(parameters) + 2}::text)"
-            returning = "," if " RETURNING " in sql else " RETURNING"
-            done.append((f"{sql}{returning} {more}", (*parameters, *told)))
-        return done
+        return [
+            (f"{sql} RETURNING pg_notify(${len(values) + 1}::text, ${len(values) + 2}::text)", (*values, *told))
+            for sql, values in self._inserts(rows, self._insert)
+        ]
 
     def statements(self, rows: Sequence[Leaving]) -> Sequence[Statement]:
         """Return what inserts *rows*: one statement for those that may leave now, then one for those that may not.
 
         The first returns the row numbers.
         """
+        return self._inserts(rows, self._insert_numbered)
+
+    def _inserts(self, rows: Sequence[Leaving], texts: Sequence[str]) -> list[Statement]:
         at_once = [(row.part, *row.columns) for row in rows if row.due is None]
         later = [(row.part, *row.columns, row.due) for row in rows if row.due is not None]
         done: list[Statement] = []
-        if len(at_once) == 1:
-            done.append((self._insert_one, at_once[0]))
+        if 0 < len(at_once) <= _ROWS_MAX:
+            done.append((texts[len(at_once) - 1], [*chain.from_iterable(at_once)]))
         elif at_once:
-            done.append((self._insert, [list(column) for column in zip(*at_once, strict=True)]))
+            done.append((texts[_ROWS_MAX], [list(column) for column in zip(*at_once, strict=True)]))
         if later:
             done.append((self._insert_delayed, [list(column) for column in zip(*later, strict=True)]))
         return done
@@ -153,3 +160,10 @@ class PostgresOutbox:
         parts = (await self._access.run("requeueing events", (self._requeue, (asked,)))).rows()
         self.wake.committed(part for (part,) in parts)
         return len(parts)
+
+
+def _places(rows: int) -> str:
+    """Return the parameters of so many rows, as VALUES wants them."""
+    numbers = range(0, rows * len(_TYPES), len(_TYPES))
+    one_row = [", ".join(f"${first + at}::{kind}" for at, kind in enumerate(_TYPES, 1)) for first in numbers]
+    return ", ".join(f"({row})" for row in one_row)

@@ -122,7 +122,7 @@ async def open_postgres_store(
                 await upgrade(wire, store.place)
             check_version(store.place, await read_version(wire, store.place))
         await store.outbox.identity.learn(store.access)
-        async with waking(store.outbox.wake):
+        async with waking(store.outbox.wake, store.outbox.commits.watch()):
             yield store
     finally:
         await store.close()

@@ -28,7 +28,7 @@ class PostgresSyncOutbox:
 
     def put(self, tx: Any, messages: Sequence[Message]) -> None:
         """Insert rows in the caller's transaction, in order."""
-        statements = self._outbox.callers_statements(messages)
+        statements = self._outbox.told(self._outbox.rows(messages))
         handle = sync_handle(tx)
         if handle is None:
             raise _no_handle(tx)

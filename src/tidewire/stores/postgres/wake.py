@@ -8,8 +8,9 @@ inside a transaction makes all such commits of the database wait for each other,
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -24,6 +25,7 @@ __all__ = ["RELAYS_CHANGED", "Wake", "waking"]
 
 RELAYS_CHANGED = "relays"
 _AGAIN_FIRST, _AGAIN_MAX = 0.1, 5.0
+_TOLD_EVERY = 0.01  # a notification is a transaction too, and wakes every relay
 _logger = logging.getLogger("tidewire.store")
 
 
@@ -75,11 +77,10 @@ class Wake:
             await self._untold.wait()
             self._untold.clear()
             parts, self._untold_parts = self._untold_parts, set()
-            try:
+            with contextlib.suppress(StoreUnavailable):
                 told = notification(self._access.place, parts, sender=self._name)
                 await self._access.run("waking relays", told)
-            except StoreUnavailable:
-                continue
+            await asyncio.sleep(_TOLD_EVERY)
 
     async def listen(self) -> None:
         """Until cancelled, from the first wait on: hear what others commit. A connection that breaks is made anew."""
@@ -120,11 +121,11 @@ class Wake:
 
 
 @asynccontextmanager
-async def waking(wake: Wake) -> AsyncGenerator[None]:
-    """Listen and tell while the block lasts; what it raises, rises as it is."""
+async def waking(wake: Wake, *others: Coroutine[Any, Any, None]) -> AsyncGenerator[None]:
+    """Listen, tell and run *others* while the block lasts; what it raises, rises as it is."""
     raised: Exception | None = None
     async with asyncio.TaskGroup() as tasks:
-        running = [tasks.create_task(wake.listen()), tasks.create_task(wake.tell())]
+        running = [tasks.create_task(one) for one in (wake.listen(), wake.tell(), *others)]
         try:
             yield
         except Exception as error:
