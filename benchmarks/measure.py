@@ -61,6 +61,7 @@ def paired(
     rounds: int,
     target: float,
     cpu_max: float | None = None,
+    rate_min: float | None = None,
 ) -> Figure:
     """Run both in turn, once to warm up and *rounds* times counted; the ratio is the median of the pairs' ratios."""
     ours(), native()
@@ -68,13 +69,15 @@ def paired(
     ratios = sorted(a.rate / b.rate for a, b in pairs)
     ratio = statistics.median(ratios)
     cpu = statistics.median(a.cpu_us for a, _ in pairs)
-    met = ratio >= target and (cpu_max is None or cpu <= cpu_max)
+    rate = statistics.median(a.rate for a, _ in pairs)
+    met = ratio >= target and (cpu_max is None or cpu <= cpu_max) and (rate_min is None or rate > rate_min)
     aim = f">= {target}x" + (f", CPU <= {cpu_max} µs" if cpu_max is not None else "")
+    aim += f", > {rate_min:,.0f}/s" if rate_min is not None else ""
     return Figure(
         name,
         "events/s",
         aim,
-        ours=round(statistics.median(a.rate for a, _ in pairs)),
+        ours=round(rate),
         native=round(statistics.median(b.rate for _, b in pairs)),
         ratio=round(ratio, 3),
         cpu_us_per_event=round(cpu, 1),

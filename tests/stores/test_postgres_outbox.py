@@ -271,6 +271,7 @@ def test_a_connection_that_hardly_rests_is_told_of(postgresql_url: str) -> None:
             await hears(store)
             async with begun(postgresql_url, "asyncpg") as (tx, again):
                 await store.outbox.put(adopted(store, tx), [message("1")])
+                await asyncio.sleep(0.1)  # it has been looked at, and was open
                 await again()
                 await store.outbox.put(adopted(store, tx), [message("2", "other")])
                 assert await store.outbox.wait(LONG)

@@ -18,7 +18,7 @@ from tidewire.stores.postgres.access import Access
 
 __all__ = ["CallersCommits", "Identity", "check_identity"]
 
-_LOOK_FIRST, _LOOK_MAX = 0.001, 0.02
+_LOOK_FIRST, _LOOK_MAX = 0.002, 0.02
 _WATCHED_MAX = 10.0
 
 _ONE_DATABASE = "event and data commit together in one database only: the one that the service's store is in"
@@ -99,8 +99,9 @@ class CallersCommits:
         if known is None:
             known = self._open[id(connection)] = _Open(connection)
             self._expected.set()
-        else:  # this may be the next transaction of a connection that hardly rests
+        elif known.was_open:  # this may be the next transaction of a connection that hardly rests
             self._committed(known.parts)
+            known.was_open = False
         known.until = asyncio.get_running_loop().time() + _WATCHED_MAX
         known.parts.update(parts)
         return True
@@ -122,7 +123,9 @@ class CallersCommits:
 
     def _look(self) -> bool:
         now = asyncio.get_running_loop().time()
-        ended = [name for name, one in self._open.items() if not is_in_transaction(one.connection) or now > one.until]
+        for one in self._open.values():
+            one.was_open = now <= one.until and bool(is_in_transaction(one.connection))
+        ended = [name for name, one in self._open.items() if not one.was_open]
         if ended:
             self._committed({part for name in ended for part in self._open.pop(name).parts})
         return bool(ended)
@@ -133,3 +136,4 @@ class _Open:
     connection: object
     parts: set[int] = field(default_factory=set[int])
     until: float = 0.0
+    was_open: bool = False
