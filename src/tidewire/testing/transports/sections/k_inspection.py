@@ -99,6 +99,8 @@ async def test_oldest_ready_age(bench: Bench) -> None:
     await bench.publish(bench.messages(1))
     after = bench.now_us()
     oldest = (await bench.stats()).oldest_ready
+    if oldest is None:  # what a broker of queues cannot tell of its own, its members may
+        bench.need(replay=bench.capabilities.replay)
     assert oldest is not None
     assert before <= oldest <= middle
     async with bench.member() as reader:
