@@ -71,6 +71,7 @@ SEAMS = (
             "`sqlite:///`": "tests/transports/test_conformance_sqlite.py",
             "`postgresql://`": "tests/transports/test_conformance_postgres.py",
             "`kafka://` (Apache Kafka 4.1)": "tests/transports/test_conformance_kafka.py",
+            "`amqp://` (RabbitMQ 3.10)": "tests/transports/test_conformance_rabbitmq.py",
             "`directory:///` (example)": "examples/directory-broker/tests/test_conformance_directory.py",
         },
     ),

@@ -47,10 +47,12 @@ SEPARATE = frozenset({"transports", "stores", "registries", "middleware"})
 
 # Other people's packages, and where they may be imported; msgspec may be used everywhere.
 CLIENTS: dict[str, str | tuple[str, ...]] = {
+    "aiormq": "tidewire.transports.rabbitmq.",  # the client of RabbitMQ: the protocol, as aio-pika speaks it
     "confluent_kafka": "tidewire.transports.kafka.",  # the client of Apache Kafka
     "cronsim": "tidewire.rules.recurrence",  # cron expressions, for whoever asks for tidewire[cron]
     "django": ("tidewire.kit.lent.django", "tidewire.integrations.django"),  # its connections, and its application
     "hypothesis": "tidewire.testing.codecs.",  # bodies nobody thought of, for whoever holds a codec to the suite
+    "pamqp": "tidewire.transports.rabbitmq.",  # what the frames of that client are called
     # The driver of the store in PostgreSQL, and a cursor of our own on a caller's connection.
     "psycopg": (
         "tidewire.kit.postgres.",
@@ -63,6 +65,7 @@ CLIENTS: dict[str, str | tuple[str, ...]] = {
     "sqlalchemy": "tidewire.kit.lent.sqlalchemy",  # sessions on the user's engine, watched
     "starlette": "tidewire.cli.demo.",  # the shop takes orders over HTTP
     "uvicorn": "tidewire.cli.demo.",  # and serves them
+    "yarl": "tidewire.transports.rabbitmq.",  # what that client wants its URL to be
 }
 
 # Rules decide; they never wait, read a clock, draw lots, log or touch the world.

@@ -29,6 +29,10 @@ EXCEPTIONS: dict[tuple[str, str], str] = {
         "positional",
         "src/tidewire/transports/kafka/",
     ): "a partition is a log and a number; callbacks have the library's shape",
+    (
+        "positional",
+        "src/tidewire/transports/rabbitmq/",
+    ): "topic, group and number name one queue; what a message is made of, in the order of its frames",
     ("positional", "src/tidewire/operations/"): "where one acts, whose it is, which ones: said in that order",
     ("positional", "src/tidewire/kit/sqlite_errors.py"): "error, place, classes: the table's row",
     ("positional", "src/tidewire/rules/outgoing.py"): "source, id, handler, ordinal are the cause's one name",

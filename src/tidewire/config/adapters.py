@@ -38,13 +38,13 @@ OpenTransport: TypeAlias = Callable[..., AbstractAsyncContextManager[Transport]]
 OpenStore: TypeAlias = Callable[..., AbstractAsyncContextManager[Store]]
 """What an entry point of the group ``tidewire.stores`` names: called with the URL and ``create= clock= poll=``."""
 
-_LATER = {"amqp", "amqps", "nats", "redis", "sns+sqs", "eventbridge", "mysql"}
+_LATER = {"nats", "redis", "sns+sqs", "eventbridge", "mysql"}
 
 
 def open_transport(url: str, *, create: bool = True) -> AbstractAsyncContextManager[Transport]:
     """Return the context manager that opens the broker at *url*: ``memory://``, ``sqlite:///path``,
-    ``postgresql://user@host/database``, ``kafka://host:9092``, or what a package provides: the entry point of the
-    group ``tidewire.transports`` whose name is the scheme.
+    ``postgresql://user@host/database``, ``kafka://host:9092``, ``amqp://host`` and ``amqps://host``, or what a package
+    provides: the entry point of the group ``tidewire.transports`` whose name is the scheme.
 
     Without *create* a file that is not there, or a database without our tables, is refused, for whoever only looks.
 
@@ -66,6 +66,12 @@ def open_transport(url: str, *, create: bool = True) -> AbstractAsyncContextMana
         except ImportError as error:
             raise MissingExtra("kafka:// needs confluent-kafka", hint="pip install tidewire[kafka]") from error
         return open_kafka_transport(url)
+    if scheme in ("amqp", "amqps"):
+        try:
+            from tidewire.transports.rabbitmq import open_rabbit_transport
+        except ImportError as error:
+            raise MissingExtra("amqp:// needs aiormq", hint="pip install tidewire[rabbitmq]") from error
+        return open_rabbit_transport(url)
     if scheme not in BUILT_IN:
         provided: OpenTransport = _provided(url, "broker", "tidewire.transports")
         return provided(url, create=create)
