@@ -13,7 +13,7 @@ from runtime_doubles import Proxy, SteersLate
 from runtime_world import Opened, OrderPlaced, World
 
 from tidewire import Context, Retry, Service
-from tidewire.errors import StoreUnavailable
+from tidewire.errors import AlreadyMarked, StoreUnavailable
 from tidewire.model import Mark, Message
 
 FULL = "store billing.db cannot grow: the disk is full"
@@ -88,6 +88,49 @@ def test_a_drained_lane_is_told_when_the_broker_is_back(opened: Opened) -> None:
             assert set(first) <= set(second)
 
     asyncio.run(scenario())
+
+
+def test_a_database_that_goes_down_behind_a_duplicate_is_an_outage(
+    opened: Opened, caplog: pytest.LogCaptureFixture
+) -> None:
+    """That the mark is there is found at the commit; what asks whether it is durable finds the database down: a pause.
+
+    The membership goes on: it does not end, and its lanes are not given up.
+    """
+    service, units = Service("billing"), list[str]()
+
+    @service.on(OrderPlaced)
+    async def take(order: OrderPlaced) -> None:
+        return None
+
+    async def scenario() -> None:
+        async with opened() as world:
+            store = world.store
+
+            def unit(*arguments: Any, **named: Any) -> Any:
+                inner = store.unit(*arguments, **named)
+                units.append(named.get("label", ""))
+
+                async def seal() -> Any:
+                    await inner.rollback()
+                    raise AlreadyMarked("another copy has taken effect")
+
+                async def begin() -> None:
+                    raise StoreUnavailable(FULL)
+
+                return {1: Proxy(inner, seal=seal), 2: Proxy(inner, begin=begin)}.get(len(units), inner)
+
+            world.store = Proxy(store, unit=unit)
+            world.options = msgspec.structs.replace(world.options, relay=False)  # which has units, too
+            async with world.running(service) as app:
+                await app.publisher.publish(OrderPlaced("1"))
+                await world.until(lambda: len(units) > 2)
+                await world.until(lambda: world.settled("shop.order", "billing"))
+
+    asyncio.run(scenario())
+    said = [record.message for record in caplog.records]
+    assert 1 == said.count("tidewire.consumer.paused")
+    assert "tidewire.consumer.crashed" not in said
 
 
 def test_an_effect_that_happened_after_all_is_not_tried_again(opened: Opened) -> None:

@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ import pytest
 from runtime_doubles import Proxy
 from runtime_world import Opened, OrderPlaced
 
-from tidewire import Context, Options, Service
+from tidewire import Context, Options, RetryAfter, Service
 from tidewire.config import open_transport
-from tidewire.errors import StoreUnavailable
+from tidewire.errors import AlreadyMarked, StoreUnavailable, TransportUnavailable
 from tidewire.model import Delivery
+from tidewire.runtime.producer import transaction
 
 SLOW = """
 import asyncio, pathlib, time
@@ -182,3 +184,165 @@ def test_what_is_cut_off_is_given_back_before_the_service_has_ended(opened: Open
             assert (2, 0) == (stats.ready, stats.in_flight)
 
     asyncio.run(scenario())
+
+
+def test_a_handler_that_catches_its_cancellation_does_not_keep_the_service(opened: Opened) -> None:
+    """Cut off after the grace, it goes on to its end all the same; then the service has ended, too."""
+    service, started = Service("billing"), asyncio.Event()
+
+    @service.on(OrderPlaced)
+    async def take(order: OrderPlaced) -> None:
+        started.set()
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(120)
+
+    async def scenario() -> None:
+        async with opened() as world, asyncio.timeout(20):
+            world.options = Options(lease=timedelta(seconds=30), grace=timedelta(seconds=0.2), lanes=4)
+            async with world.running(service) as app:
+                await app.publisher.publish(OrderPlaced("1"))
+                await started.wait()
+
+    asyncio.run(scenario())
+
+
+def test_what_a_handler_makes_of_its_cancellation_is_no_failure(opened: Opened) -> None:
+    """Cut off after the grace, it raises an error of its own: no attempt is spent."""
+    service, started, sources = Service("billing"), asyncio.Event(), list[str]()
+
+    @service.on(OrderPlaced)
+    async def take(order: OrderPlaced, context: Context) -> None:
+        sources.append(context.message.source)
+        started.set()
+        try:
+            await asyncio.sleep(120)
+        except asyncio.CancelledError as error:
+            raise KeyError("what the call would have brought") from error
+
+    async def scenario() -> None:
+        async with opened() as world:
+            world.options = Options(lease=timedelta(seconds=30), grace=timedelta(seconds=0.2), lanes=4)
+            async with world.running(service) as app:
+                await app.publisher.publish(OrderPlaced("1"), id="e1")
+                await started.wait()
+            assert await world.store.attempts.get("billing", sources[0], "e1") is None
+
+    asyncio.run(scenario())
+
+
+def cut_off_in_seal(store: Any, reached: asyncio.Event, *, place: int) -> Any:
+    """Return *store*: its first unit finds a mark, and the commit of unit *place* is cut off before it begins."""
+    made = 0
+
+    def unit(*arguments: Any, **named: Any) -> Any:
+        nonlocal made
+        made += 1
+        inner = store.unit(*arguments, **named)
+
+        async def marked() -> Any:
+            await inner.rollback()
+            raise AlreadyMarked("another copy has taken effect")
+
+        async def late() -> Any:
+            reached.set()
+            await asyncio.Event().wait()
+
+        return Proxy(inner, seal=late) if made == place else Proxy(inner, seal=marked) if made == 1 else inner
+
+    return Proxy(store, unit=unit)
+
+
+async def demand_free(store: Any) -> None:
+    """Raise unless the store's turn can be had."""
+    async with asyncio.timeout(5), transaction(store):
+        pass
+
+
+def test_a_stop_leaves_no_unit_open_behind_a_duplicate(opened: Opened) -> None:
+    """What asks whether a duplicate's mark is durable ends with the stop, and gives the store's turn back."""
+    service, reached = Service("billing"), asyncio.Event()
+
+    @service.on(OrderPlaced)
+    async def take(order: OrderPlaced) -> None:
+        return None
+
+    async def scenario() -> None:
+        async with opened() as world:
+            store = world.store
+            world.store = cut_off_in_seal(store, reached, place=2)
+            world.options = Options(lease=timedelta(seconds=30), grace=timedelta(0), lanes=4, relay=False)
+            async with world.running(service) as app:
+                await app.publisher.publish(OrderPlaced("1"))
+                await reached.wait()
+            await demand_free(store)
+
+    asyncio.run(scenario())
+
+
+def test_a_transaction_that_is_cut_off_at_its_commit_is_over(opened: Opened) -> None:
+    """A caller that is cancelled before its commit began has rolled back, and the next one has the turn."""
+
+    async def scenario() -> None:
+        async with opened() as world:
+            reached = asyncio.Event()
+            store = cut_off_in_seal(world.store, reached, place=1)
+
+            async def commit() -> None:
+                async with transaction(store):
+                    pass
+
+            caller = asyncio.ensure_future(commit())
+            await reached.wait()
+            caller.cancel()
+            await asyncio.wait([caller])
+            await demand_free(world.store)
+
+    asyncio.run(scenario())
+
+
+def test_a_timer_wakes_nobody_in_a_membership_that_is_ending(opened: Opened) -> None:
+    """The broker is away and what runs is being cut off; a held event whose time comes meanwhile starts no worker."""
+    service, runs = Service("billing"), list[str]()
+    away, cleaning, held = asyncio.Event(), asyncio.Event(), 0.3
+
+    @service.on(OrderPlaced)
+    async def take(order: OrderPlaced) -> None:
+        runs.append(order.order_id)
+        if runs.count(order.order_id) > 1:
+            return
+        if order.order_id == "fails":
+            raise RetryAfter(timedelta(seconds=held))
+        away.set()
+        try:
+            await asyncio.sleep(120)
+        finally:
+            cleaning.set()
+            await asyncio.sleep(2 * held)
+
+    complaints: list[dict[str, Any]] = []
+
+    async def scenario() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+        async with opened() as world:
+            subscribe = world.transport.subscribe
+
+            @asynccontextmanager
+            async def subscribed(subscription: Any) -> AsyncIterator[Any]:
+                async with subscribe(subscription) as receiver:
+
+                    async def receive(limit: int, wait: timedelta) -> Any:
+                        if away.is_set() and not cleaning.is_set():
+                            raise TransportUnavailable("the broker is away")
+                        return await receiver.receive(limit, min(wait, timedelta(milliseconds=20)))
+
+                    yield Proxy(receiver, receive=receive)
+
+            world.transport = Proxy(world.transport, subscribe=subscribed)
+            async with world.running(service) as app:
+                await app.publisher.publish(OrderPlaced("fails"))
+                await world.until(lambda: runs == ["fails"])
+                await app.publisher.publish(OrderPlaced("runs"))
+                await world.until(lambda: sorted(runs) == ["fails", "fails", "runs", "runs"])
+
+    asyncio.run(scenario())
+    assert [] == complaints

@@ -346,6 +346,7 @@ def redrive_removes_first() -> None:
 def timers_outlive_the_membership() -> None:
     """A held event's timer starts a worker in a group that has finished."""
     patch(workers.Workers, "end", lambda self: None)
+    patch(workers, "taken_in", lambda tasks, work: tasks.create_task(work))
 
 
 @plant(

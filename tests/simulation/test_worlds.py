@@ -79,6 +79,9 @@ FOUND: dict[str, World] = {
     "what the store took to prepare an event was counted as its handler's time": drawn_world(
         3_000_043, ground="sqlite"
     ),
+    "a unit of the store was left open by a stop": drawn_world(5_000_425, ground="amqp"),
+    "the model's own: settled while the commit was on its way": drawn_world(5_005_498, ground="kafka"),
+    "a timer started a worker in a membership that was ending": drawn_world(5_001_929, ground="sqlite"),
     "the scenario's own: a publisher that did not know repeated an id with another body": old(20378, "sqlite"),
 }
 

@@ -37,7 +37,7 @@ from tidewire.runtime.pipeline import Pipeline
 from tidewire.runtime.records import Records
 from tidewire.runtime.settler import Settler
 from tidewire.runtime.work import Ran, Work
-from tidewire.runtime.workers import Workers
+from tidewire.runtime.workers import Workers, taken_in
 
 __all__ = ["Consumer"]
 
@@ -103,14 +103,16 @@ class Consumer:
                 self._tasks = tasks
                 stages = [tasks.create_task(self._settler.confirm()), tasks.create_task(self._settler.settle())]
                 self._workers.start(tasks)
-                await tasks.create_task(self._receive_all())
-                await self._drain()
+                try:
+                    await tasks.create_task(self._receive_all())
+                    await self._drain()
+                finally:
+                    self._workers.end()  # the timers of holds and outages may outlive this membership
                 self._workers.cancel()
                 for stage in stages:
                     stage.cancel()
         finally:
             self._tasks = None
-            self._workers.end()  # the timers of holds and outages may outlive this membership
             left = [work for work in self._schedule.of(None) if not work.gone]
             await self._settler.let_go(left, self._records.forget)
 
@@ -417,7 +419,7 @@ class Consumer:
         """Send a held one through the inbox channel before its time has come."""
         if self._tasks is not None and self._schedule.lift(work):
             left = timedelta(seconds=max(0.0, work.retry_at - self._loop.time()))
-            self._tasks.create_task(self._move_key(work, left))
+            taken_in(self._tasks, self._move_key(work, left))
 
     def _forget(self, work: Work) -> None:
         """Somebody else owns its lane now."""
@@ -440,10 +442,7 @@ class Consumer:
         work.ran = True
         work.alone = work.alone or alone
         self._schedule.back(work)
-        if alone:
-            self._workers.wake()
-        else:
-            self._outage.begin(error)
+        self._workers.wake() if alone else self._outage.begin(error)
 
     def fenced(self, work: Work) -> None:
         """A unit met a newer epoch: the lane is not ours any more, whatever the broker has told us so far."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from tidewire.errors import AlreadyMarked, DecodeError, LaneFenced, StoreRefused, StoreUnavailable
+from tidewire.errors import AlreadyMarked, DecodeError, LaneFenced, StoreRefused, StoreUnavailable, TransactionLost
 from tidewire.model import (
     DeadLetter,
     Delivery,
@@ -257,7 +257,10 @@ class Pipeline:
         """Turn what was raised into an outcome. Cancellation by us rises; a handler's own is its failure."""
         error = _own_failure(work, error)
         if isinstance(error, AlreadyMarked):
-            return Ran(_HANDLED, await self._what_is_open())
+            try:
+                return Ran(_HANDLED, await self._what_is_open())
+            except (StoreUnavailable, StoreRefused, TransactionLost) as down:
+                return Ran(Unavailable(timedelta(0), down))
         if isinstance(error, LaneFenced):
             work.gone = True
             return Ran(_HANDLED)
@@ -279,8 +282,12 @@ class Pipeline:
         if self._store is None:
             return None
         unit = self._store.unit()
-        await unit.begin()
-        return await unit.seal()
+        try:
+            await unit.begin()
+            return await unit.seal()
+        except BaseException:
+            await unit.rollback()
+            raise
 
     async def _remember(self, work: Work, error: BaseException) -> Failure:
         """Count a failure: from the header when it was moved, from the store when it was held by another life."""
@@ -304,7 +311,10 @@ class Pipeline:
 
 
 def _own_failure(work: Work, error: BaseException) -> BaseException:
-    """Return what a handler failed with: a cancellation that is its timeout's becomes one; one that is ours rises."""
+    """Return what a handler failed with: a cancellation that is its timeout's becomes one; one that is ours rises,
+    whatever the handler has made of it."""
+    if work.cut_off:
+        raise asyncio.CancelledError from error
     if not isinstance(error, asyncio.CancelledError):
         return error
     task = asyncio.current_task()

@@ -184,7 +184,8 @@ async def transaction(store: Store) -> AsyncGenerator[Any]:
     await unit.begin()
     try:
         yield unit.tx
+        durable = await unit.seal()
     except BaseException:
         await unit.rollback()
         raise
-    await (await unit.seal())
+    await durable

@@ -26,13 +26,14 @@ class Work:
     *single*: it was in a batch that failed, so it runs in none. *started*: its start as a suspect was written down in
     this life. *ran*: it ran before in this life, and whether that took effect may not be known. *original*: the
     delivery with the bytes and headers that came, where *delivery* was unwrapped from them. *cancellable*: its handlers
-    are running, so that a timeout may cancel them. *context*: what they were given last.
+    are running, so that a timeout may cancel them. *cut_off*: the membership ended while they ran, so that whatever
+    they raise is no failure of theirs. *context*: what they were given last.
     """
 
     __slots__ = (
-        "alone", "cancellable", "context", "delivery", "discarded", "failure", "gone", "held_row", "held_since", "key",
-        "original", "outgoing", "passed", "ran", "retry_at", "route", "single", "started", "state", "stored",
-        "timed_out", "todo", "verdict",
+        "alone", "cancellable", "context", "cut_off", "delivery", "discarded", "failure", "gone", "held_row",
+        "held_since", "key", "original", "outgoing", "passed", "ran", "retry_at", "route", "single", "started", "state",
+        "stored", "timed_out", "todo", "verdict",
     )  # fmt: skip
 
     def __init__(self, delivery: Delivery, key: Key | None) -> None:
@@ -57,6 +58,7 @@ class Work:
         self.started = False
         self.ran = False
         self.cancellable = False
+        self.cut_off = False
         self.context: Context[Any] | None = None
         self.timed_out = False
 

@@ -12,7 +12,7 @@ from tidewire.rules.lanes import Schedule
 from tidewire.runtime.isolated import Isolated
 from tidewire.runtime.work import Ran, Work
 
-__all__ = ["Workers"]
+__all__ = ["Workers", "taken_in"]
 
 _SLICE, _SOON = 0.004, 0.0005
 _LOST = Ran(Handled())
@@ -117,11 +117,16 @@ class Workers:
         self._tasks = tasks
 
     def end(self) -> None:
-        """Own no tasks any more: timers that are still set wake nobody."""
+        """Own no tasks any more: timers that are still set wake nobody, and who has outlived its cancellation ends."""
         self._tasks = None
         for timer in (self._timer, self._later):
             if timer is not None:
                 timer.cancel()
+        for worker in self._all:
+            if worker.work is not None:
+                worker.work.cut_off = True
+            elif worker.wake is not None and not worker.wake.done():
+                worker.wake.set_result(None)
 
     def cancel(self) -> None:
         """Cancel every worker: what it runs is cut off and stays unsettled."""
@@ -147,7 +152,7 @@ class Workers:
         if len(self._all) < self._concurrency and self._tasks is not None:
             worker = Worker()
             self._all.append(worker)
-            worker.task = self._tasks.create_task(self._work(worker))
+            worker.task = taken_in(self._tasks, self._work(worker))
 
     def _wake_soon(self) -> None:
         if self._later is None:
@@ -168,10 +173,13 @@ class Workers:
             self.wake()
 
     async def _work(self, worker: Worker) -> None:
-        """Until cancelled: take what is ready, run it, pass on what came of it."""
+        """Until cancelled: take what is ready, run it, pass on what came of it.
+
+        A handler may catch its cancellation and go on to its end; then this ends by itself.
+        """
         clock, decider, schedule = self._loop.time, self._decider, self._schedule
         yield_at = clock() + _SLICE
-        while True:
+        while self._tasks is not None:
             crowded = self._saturated()  # going on would mean to stand in line behind those who do already
             work = None if crowded or decider.halted() else schedule.take()
             if work is None:
@@ -310,6 +318,15 @@ class Workers:
                 worker.task.cancel()
         if later:
             self._arm(min(later))
+
+
+def taken_in(tasks: asyncio.TaskGroup, work: Coroutine[Any, Any, None]) -> asyncio.Task[None] | None:
+    """Run *work* as a task of *tasks*; None if they are shutting down: with the first that fails, all end."""
+    try:
+        return tasks.create_task(work)
+    except RuntimeError:
+        work.close()
+        return None
 
 
 def _like(type_: str, lane: str, work: Work) -> bool:

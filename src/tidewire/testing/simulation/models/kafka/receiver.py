@@ -96,7 +96,8 @@ class KafkaReceiver:
         touched = [self._find(one.delivery) for one in settlements if one.status == "settled"]
         lanes = list(dict.fromkeys(lane for lane in touched if lane is not None))
         try:
-            kept = await self._commit([marks for lane in lanes for marks in lane.both if marks.changed])
+            # What a commit has asked for that is on its way is not certain: to settle is to have an answer.
+            kept = await self._commit([marks for lane in lanes for marks in lane.both if marks.changed or marks.unsure])
         finally:
             self._intake.bell.ring()
         if kept:
