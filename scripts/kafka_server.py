@@ -1,368 +1,73 @@
-"""An Apache Kafka of our own, for tests and benchmarks: free ports on 127.0.0.1, own data folder, stopped by its pid.
+"""An Apache Kafka of our own, for tests and benchmarks, that outlives the command that starts it.
 
-    python scripts/kafka_server.py fetch   get the server's archives from Maven's central repository
-    python scripts/kafka_server.py up      start one that outlives this command; adds itself to build/services.env
-    python scripts/kafka_server.py down    stop it and remove its data
+python scripts/kafka_server.py fetch   get the server's archives from Maven's central repository
+python scripts/kafka_server.py up      start one; adds itself to build/services.env
+python scripts/kafka_server.py down    stop it and remove its data
 
-Needs a Java 17 or newer, and `mvn` for the first time: the archives (54 MB) stay in ``build/kafka``, or where
-TIDEWIRE_KAFKA_LIBS says.
+The archives stay in ``build/kafka``, or where TIDEWIRE_TEST_KAFKA_LIBS says.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-import re
-import shutil
 import signal
-import socket
-import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 
-from tidewire.testing.servers.processes import NoServer, ended, free_port, launched, stand_still, started, wait_until_ready
+from tidewire.testing.servers.kafka import (
+    LIBS,
+    USERS,
+    VERSION,
+    KafkaServer,
+    NoServer,
+    fetched,
+    private_cluster,
+    private_kafka,
+)
+from tidewire.testing.servers.processes import started
 from tidewire.testing.servers.services import Service
+
+__all__ = ["USERS", "VARIABLE", "KafkaServer", "NoServer", "fetched", "private_cluster", "private_kafka"]
 
 ROOT = Path(__file__).resolve().parent.parent
 VARIABLE = "TIDEWIRE_TEST_KAFKA"
-VERSION = "4.1.1"
-OLDEST_JAVA = 17
 _SERVICE = Service("Apache Kafka", ROOT, record="kafka/running", lines=(f"export {VARIABLE}={{url}}",))
-_READY_MAX = 120.0
-_POM = """<project><modelVersion>4.0.0</modelVersion>
- <groupId>local</groupId><artifactId>kafka-rt</artifactId><version>1</version><packaging>pom</packaging>
- <dependencies>{}</dependencies></project>
-"""
-_ARTIFACTS = (
-    ("org.apache.kafka", "kafka_2.13", VERSION),
-    ("org.apache.kafka", "kafka-tools", VERSION),
-    ("org.apache.logging.log4j", "log4j-api", "2.24.3"),
-    ("org.apache.logging.log4j", "log4j-core", "2.24.3"),
-    ("org.apache.logging.log4j", "log4j-slf4j-impl", "2.24.3"),
-)
-_LOGGING = """rootLogger.level=WARN
-appender.c.type=Console
-appender.c.name=C
-appender.c.layout.type=PatternLayout
-appender.c.layout.pattern=%d %p %c{1} %m%n
-rootLogger.appenderRef.c.ref=C
-"""
-_ALONE = (
-    "offsets.topic.replication.factor",
-    "transaction.state.log.replication.factor",
-    "transaction.state.log.min.isr",
-    "share.coordinator.state.topic.replication.factor",
-    "share.coordinator.state.topic.min.isr",
-)
-USERS = {"worker": "worker-secret", "limited": "limited-secret"}
-_PROPERTIES = {
-    "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
-    "allow.everyone.if.no.acl.found": "true",
-    "super.users": "User:ANONYMOUS;User:worker",
-    "process.roles": "broker,controller",
-    "controller.listener.names": "CONTROLLER",
-    "inter.broker.listener.name": "PLAINTEXT",
-    "auto.create.topics.enable": "false",
-    "num.partitions": "4",
-    "offsets.topic.num.partitions": "4",
-    "transaction.state.log.num.partitions": "4",
-    "share.coordinator.state.topic.num.partitions": "4",
-    # Tests have leases of less than a second; a production broker refuses less than six.
-    "group.initial.rebalance.delay.ms": "0",
-    "group.min.session.timeout.ms": "300",
-    "group.consumer.min.session.timeout.ms": "300",
-    "group.consumer.session.timeout.ms": "1500",
-    "group.consumer.min.heartbeat.interval.ms": "100",
-    "group.consumer.heartbeat.interval.ms": "100",
-    "broker.session.timeout.ms": "20000",  # one that stands still for seconds is not given up by its own controller
-    "broker.heartbeat.interval.ms": "300",
-    "log.cleaner.dedupe.buffer.size": "4194304",
-    "log.retention.check.interval.ms": "1000",
-    "num.network.threads": "2",
-    "num.io.threads": "4",
-}
-
-
-@dataclass
-class KafkaServer:
-    """One broker in *folder*. *settings* go into its configuration.
-
-    *id* and *voters* make it one of a cluster. Besides the plain listener it has one on *behind_port* that tells its
-    clients to come through *proxy_port*, where a test may put a proxy, and one on *password_port* that lets in the
-    users of `USERS`. Who needs no password may do everything; what the others may not, a test says by rules.
-    """
-
-    folder: Path
-    settings: Mapping[str, str] = field(default_factory=dict)
-    id: int = 1
-    voters: str = ""
-    cluster: str = "dGlkZXdpcmUtdGVzdC0wMQ"
-    port: int = field(default_factory=free_port)
-    controller_port: int = field(default_factory=free_port)
-    behind_port: int = field(default_factory=free_port)
-    proxy_port: int = field(default_factory=free_port)
-    password_port: int = field(default_factory=free_port)
-    heap_mib: int = 384
-    _process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def address(self) -> str:
-        """Host and port of the plain listener."""
-        return f"127.0.0.1:{self.port}"
-
-    @property
-    def url(self) -> str:
-        """The URL by which tidewire opens it."""
-        return f"kafka://{self.address}"
-
-    @property
-    def pid(self) -> int:
-        """The process that runs."""
-        assert self._process is not None, "it has been started"
-        return self._process.pid
-
-    def create(self) -> None:
-        """Write the configuration and format the data folder."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "log4j2.properties").write_text(_LOGGING)
-        listeners = f"PLAINTEXT://{self.address},BEHIND://127.0.0.1:{self.behind_port}"
-        listeners += f",PASSWORD://127.0.0.1:{self.password_port}"
-        properties = {
-            "node.id": str(self.id),
-            "controller.quorum.voters": self.voters or f"{self.id}@127.0.0.1:{self.controller_port}",
-            "listeners": f"{listeners},CONTROLLER://127.0.0.1:{self.controller_port}",
-            "advertised.listeners": listeners.replace(f":{self.behind_port},", f":{self.proxy_port},"),
-            "listener.security.protocol.map": ",".join(
-                (*(f"{name}:PLAINTEXT" for name in ("CONTROLLER", "PLAINTEXT", "BEHIND")), "PASSWORD:SASL_PLAINTEXT")
-            ),
-            "listener.name.password.sasl.enabled.mechanisms": "PLAIN",
-            "listener.name.password.plain.sasl.jaas.config": _jaas(),
-            "log.dirs": str(self.folder / "data"),
-            **dict.fromkeys(_ALONE, "1"),
-            **_PROPERTIES,
-            **self.settings,
-        }
-        text = "".join(f"{name}={value}\n" for name, value in properties.items())
-        (self.folder / "server.properties").write_text(text)
-        done = subprocess.run(
-            [*self._java(), "kafka.tools.StorageTool", "format", "-t", self.cluster, "-c", "server.properties"],
-            cwd=self.folder,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            raise NoServer(f"kafka.tools.StorageTool failed: {done.stderr.strip()[-1000:]}")
-
-    def start(self, *, outlives: bool = False, wait: bool = True) -> None:
-        """Start it and wait until it takes connections. Unless it *outlives* us, it ends with this process.
-
-        Raises:
-            NoServer: it did not start; its log is in the text.
-        """
-        self._process = launched(
-            [*self._java(), "kafka.Kafka", str(self.folder / "server.properties")],
-            self.folder,
-            end_by=None if outlives else signal.SIGKILL,
-        )
-        if wait:
-            self.wait_until_ready()
-
-    def wait_until_ready(self) -> None:
-        """Wait until the plain listener takes connections.
-
-        Raises:
-            NoServer: it has ended, or takes too long.
-        """
-        assert self._process is not None, "it has been started"
-        wait_until_ready(
-            self._process, lambda: _answers(self.port), name="Apache Kafka", folder=self.folder, seconds=_READY_MAX
-        )
-
-    def stop(self) -> None:
-        """End it in good order; nothing if it does not run."""
-        self._end(signal.SIGTERM)
-
-    def kill(self) -> None:
-        """Kill it as a crash would."""
-        self._end(signal.SIGKILL)
-
-    def pause(self) -> None:
-        """Let it stand still; every thread of it does on return."""
-        stand_still(self.pid)
-
-    def resume(self) -> None:
-        """Let it go on."""
-        os.kill(self.pid, signal.SIGCONT)
-
-    def remove(self) -> None:
-        """Kill it and delete everything."""
-        self.kill()
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _java(self) -> list[str]:
-        java, libs = find_java(), fetched()
-        flags = (f"-Xmx{self.heap_mib}m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto")
-        return [java, *flags, "-Dlog4j2.configurationFile=log4j2.properties", "-cp", f"{libs}/*"]
-
-    def _end(self, how: signal.Signals) -> None:
-        if self._process is not None:
-            ended(self._process, how)
-            self._process = None
-
-
-def _jaas() -> str:
-    users = " ".join(f'user_{name}="{password}"' for name, password in USERS.items())
-    return f"org.apache.kafka.common.security.plain.PlainLoginModule required {users};"
-
-
-def find_java() -> str:
-    """Return a Java that is new enough.
-
-    Raises:
-        NoServer: there is none.
-    """
-    home = os.environ.get("JAVA_HOME")
-    java = shutil.which("java", path=f"{home}/bin" if home else None) or shutil.which("java")
-    if java is None:
-        raise NoServer("Java is not installed: apt-get install openjdk-17-jre-headless")
-    said = subprocess.run([java, "-version"], capture_output=True, text=True, check=False).stderr
-    found = re.search(r'version "(\d+)', said)
-    if found is None or int(found[1]) < OLDEST_JAVA:
-        raise NoServer(f"{java} is older than {OLDEST_JAVA}: {said.splitlines()[:1]}")
-    return java
-
-
-def fetched() -> Path:
-    """Return the folder with the server's archives, fetching them the first time.
-
-    Raises:
-        NoServer: they are not there, and cannot be fetched.
-    """
-    given = os.environ.get("TIDEWIRE_KAFKA_LIBS")
-    libs = Path(given) if given else ROOT / "build" / "kafka" / VERSION
-    if libs.is_dir():
-        return libs
-    maven = shutil.which("mvn")
-    if maven is None:
-        raise NoServer("Maven is not installed, and build/kafka does not hold the server: apt-get install maven")
-    libs.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=libs.parent) as scratch:
-        wanted = "".join(
-            f"<dependency><groupId>{group}</groupId><artifactId>{name}</artifactId><version>{version}</version></dependency>"
-            for group, name, version in _ARTIFACTS
-        )
-        (Path(scratch) / "pom.xml").write_text(_POM.format(wanted))
-        done = subprocess.run(
-            [maven, "-q", "-B", "dependency:copy-dependencies", "-DincludeScope=runtime", "-DoutputDirectory=libs"],
-            cwd=scratch,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=300,
-        )
-        if done.returncode:
-            raise NoServer(f"Maven could not fetch Apache Kafka: {(done.stdout + done.stderr).strip()[-500:]}")
-        with contextlib.suppress(OSError):  # somebody else has fetched them meanwhile
-            (Path(scratch) / "libs").rename(libs)
-    return libs
-
-
-@contextlib.contextmanager
-def private_kafka(**settings: str) -> Iterator[KafkaServer]:
-    """Yield a running broker in a temporary folder, and remove it. *settings* with ``_`` for ``.``."""
-    server = started("kafka", lambda folder: KafkaServer(folder, _dotted(settings)))
-    try:
-        yield server
-    finally:
-        server.remove()
-
-
-@contextlib.contextmanager
-def private_cluster(size: int = 3, **settings: str) -> Iterator[list[KafkaServer]]:
-    """Yield the running brokers of a cluster that replicates everything and needs two of them for a write."""
-    folder = Path(tempfile.mkdtemp(prefix="tidewire-kafka-"))
-    replicated = {
-        "broker.session.timeout.ms": "1500",
-        "default.replication.factor": str(size),
-        "min.insync.replicas": "2",
-        "offsets.topic.replication.factor": str(size),
-        "transaction.state.log.replication.factor": str(size),
-        "transaction.state.log.min.isr": "2",
-    }
-    servers = [KafkaServer(folder / str(number), {**replicated, **_dotted(settings)}, number) for number in (1, 2, 3)]
-    voters = ",".join(f"{one.id}@127.0.0.1:{one.controller_port}" for one in servers)
-    try:
-        for one in servers:
-            one.voters = voters
-            one.create()
-            one.start(wait=False)
-        for one in servers:
-            one.wait_until_ready()
-        yield servers
-    finally:
-        for one in servers:
-            one.remove()
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _dotted(settings: Mapping[str, str]) -> dict[str, str]:
-    return {name.replace("_", "."): value for name, value in settings.items()}
-
-
-def _answers(port: int) -> bool:
-    """Whether a broker answers there: it says which requests it knows."""
-    request = b"\x00\x00\x00\x0e\x00\x12\x00\x00\x00\x00\x00\x01\x00\x04test"
-    try:
-        with socket.create_connection(("127.0.0.1", port), timeout=1.0) as connection:
-            connection.sendall(request)
-            return len(connection.recv(8)) == 8
-    except OSError:
-        return False
-
-
-def _started() -> KafkaServer:
-    return started("kafka", KafkaServer, outlives=True)
+_DOWN_MAX = 120.0
+# Whoever starts a broker for this repository takes the archives from here, in a child process too.
+os.environ.setdefault(LIBS, str(ROOT / "build" / "kafka" / VERSION))
 
 
 def up() -> int:
     """Start a broker that outlives this command, unless one runs; write where it is."""
-    try:
-        print(f"services: {_SERVICE.up(_started)}")
-    except NoServer as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    print(f"services: {_SERVICE.up(lambda: started('kafka', KafkaServer, outlives=True))}")
     return 0
 
 
 def down() -> int:
     """Stop what `up` started, by its pid, and remove its data."""
-    pid = _SERVICE.down(signal.SIGTERM, _READY_MAX)
+    pid = _SERVICE.down(signal.SIGTERM, _DOWN_MAX)
     print("services: no Apache Kafka runs" if pid is None else f"services: Apache Kafka (pid {pid}) has ended")
     return 0
 
 
 def main(arguments: Sequence[str]) -> int:
     """Do what the command line says."""
-    match arguments:
-        case ["fetch"]:
-            try:
+    try:
+        match arguments:
+            case ["fetch"]:
                 print(fetched())
-            except NoServer as error:
-                print(f"error: {error}", file=sys.stderr)
-                return 1
-            return 0
-        case ["up"]:
-            return up()
-        case ["down"]:
-            return down()
-        case _:
-            print(__doc__, file=sys.stderr)
-            return 2
+                return 0
+            case ["up"]:
+                return up()
+            case ["down"]:
+                return down()
+            case _:
+                print(__doc__, file=sys.stderr)
+                return 2
+    except NoServer as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

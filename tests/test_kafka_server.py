@@ -27,7 +27,7 @@ def test_services_come_up_and_go_down(tmp_path: Path) -> None:
     environment.parent.mkdir()
     environment.write_text("export OTHER=1\n")
     try:
-        libs = {"TIDEWIRE_KAFKA_LIBS": str(fetched())}
+        libs = {"TIDEWIRE_TEST_KAFKA_LIBS": str(fetched())}
     except NoServer as error:
         pytest.skip(f"not proven: needs an Apache Kafka server: {error}")
 
