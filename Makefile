@@ -48,8 +48,9 @@ format: $(STAMPS)/dev ## write the sources in the house format
 	.venv/bin/ruff format src tests benchmarks examples conftest.py
 	.venv/bin/ruff check --fix src tests benchmarks examples conftest.py
 
-conformance: $(STAMPS)/test ## run the suites for every adapter; writes their table into docs/guarantees.md
+conformance: $(STAMPS)/test ## run the suites for every adapter; writes what they prove, and what each declares, into docs
 	.venv/bin/python scripts/conformance.py
+	.venv/bin/python scripts/capabilities.py
 	.venv/bin/python scripts/catalogue.py
 
 bench: $(STAMPS)/test ## measure beside a native twin; writes build/bench.json

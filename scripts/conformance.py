@@ -1,20 +1,23 @@
 """Run the conformance suites for every adapter of this repository and write what they prove into the docs.
 
-    python scripts/conformance.py           run, and write the tables into docs/guarantees.md
-    python scripts/conformance.py --check   run, and fail where the page says something else
+    python scripts/conformance.py           run, and write the tables into docs/brokers.md and docs/guarantees.md
+    python scripts/conformance.py --check   run, and fail where a page says something else
 
-The exit code is 1 if a case fails or the page differs, and then nothing is written.
+The exit code is 1 if a case fails or a page differs, and then nothing is written.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
+import os
 import re
 import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -25,15 +28,19 @@ from tidewire.testing.stores import suite as stores
 from tidewire.testing.transports import suite as transports
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGE = ROOT / "docs" / "guarantees.md"
+DOCS = ROOT / "docs"
 BEGIN, END = "<!-- conformance: written by make conformance -->", "<!-- conformance: end -->"
 
 
 @dataclass(frozen=True)
 class Seam:
-    """One seam: its suite's sections, what is promised in which of them, and the test file of each adapter."""
+    """One seam: its suite's sections, what is promised in which of them, and the test file of each adapter.
+
+    Its table stands on *page*.
+    """
 
     name: str
+    page: str
     sections: Sequence[ModuleType]
     promises: Mapping[str, str]
     adapters: Mapping[str, str]
@@ -52,6 +59,7 @@ class Seam:
 SEAMS = (
     Seam(
         "Brokers",
+        "brokers.md",
         transports.SECTIONS,
         {
             "What is published is stored, or said not to be": "a",
@@ -77,6 +85,7 @@ SEAMS = (
     ),
     Seam(
         "Stores",
+        "guarantees.md",
         stores.SECTIONS,
         {
             "Row, mark and outgoing event commit together or not at all": "a",
@@ -96,6 +105,7 @@ SEAMS = (
     ),
     Seam(
         "Codecs",
+        "guarantees.md",
         codecs.SECTIONS,
         {
             "What goes in comes out, or is refused when it goes in": "a",
@@ -170,8 +180,8 @@ def read(report: ElementTree.Element) -> dict[tuple[str, str], Cell]:
     return cells
 
 
-def tables(cells: Mapping[tuple[str, str], Cell]) -> str:
-    """Return what stands between the markers: a table to each seam."""
+def tables(page: str, cells: Mapping[tuple[str, str], Cell]) -> str:
+    """Return what stands between the markers of *page*: a table to each of its seams."""
     lines = ["## What the suites prove", ""]
     lines += [
         "Every adapter passes the same cases, which are shipped as `tidewire.testing`.",
@@ -180,7 +190,8 @@ def tables(cells: Mapping[tuple[str, str], Cell]) -> str:
         "",
     ]
     for seam in SEAMS:
-        lines += [f"### {seam.name}", "", *_table(seam, cells), ""]
+        if seam.page == page:
+            lines += [f"### {seam.name}", "", *_table(seam, cells), ""]
     return "\n".join(lines)
 
 
@@ -192,17 +203,17 @@ def _table(seam: Seam, cells: Mapping[tuple[str, str], Cell]) -> Iterator[str]:
         yield "| " + " | ".join([promise, *found]) + " |"
 
 
-def put(page: str, text: str) -> str:
-    """Return *page* with *text* between its markers.
+def put(page: str, text: str, *, markers: tuple[str, str] = (BEGIN, END)) -> str:
+    """Return *page* with *text* between its *markers*.
 
     Raises:
-        ValueError: the page has no markers.
+        ValueError: the page has none.
     """
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    before, begin, rest = page.partition(markers[0])
+    _, end, after = rest.partition(markers[1])
     if not begin or not end:
-        raise ValueError(f"{PAGE.name} has no markers: {BEGIN} … {END}")
-    return f"{before}{BEGIN}\n\n{text}\n{END}{after}"
+        raise ValueError(f"the page has no markers: {' … '.join(markers)}")
+    return f"{before}{begin}\n\n{text}\n{end}{after}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -211,19 +222,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; fail where the page says something else")
     check = parser.parse_args(arguments).check
     cells, code = run()
-    text = tables(cells)
-    print(text)
+    pages = sorted({seam.page for seam in SEAMS})
+    said = {page: tables(page, cells) for page in pages}
+    print("\n".join(said.values()))
     if code != 0:
         broken = [f"{file}: {case}" for (file, _), cell in cells.items() for case in cell.broken]
         print(f"error: {len(broken)} cases failed (pytest: {code})", *broken, sep="\n  ", file=sys.stderr)
         return 1
-    page = PAGE.read_text("utf-8")
-    wanted = put(page, text)
-    if check and page != wanted:
-        print(f"error: {PAGE.name} says something else\nhint: run `make conformance`", file=sys.stderr)
+    there = {page: (DOCS / page).read_text("utf-8") for page in pages}
+    wanted = {page: put(there[page], said[page]) for page in pages}
+    other = [page for page in pages if there[page] != wanted[page]]
+    if check and other:
+        print(f"error: {', '.join(other)}: says something else\nhint: run `make conformance`", file=sys.stderr)
         return 1
     if not check:
-        PAGE.write_text(wanted, "utf-8")
+        for page in other:
+            (DOCS / page).write_text(wanted[page], "utf-8")
     return 0
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from xml.etree import ElementTree
 
 import pytest
 
 from source_tree import ROOT
+from tidewire.testing.servers.processes import NoServer
 
 sys.path.append(str(ROOT / "scripts"))
+import capabilities
 import conformance
 
 REPORT = """<testsuites><testsuite>
@@ -69,10 +73,11 @@ def test_only_what_is_between_the_markers_changes() -> None:
         conformance.put("above\n", "new\n")
 
 
-def test_the_page_counts_the_cases_that_there_are() -> None:
-    """Who adds a case runs `make conformance`: each row of the page has as many cases as its sections."""
-    text = conformance.PAGE.read_text("utf-8").partition(conformance.BEGIN)[2].partition(conformance.END)[0]
+def test_the_pages_count_the_cases_that_there_are() -> None:
+    """Who adds a case runs `make conformance`: each row of a page has as many cases as its sections."""
     for seam in conformance.SEAMS:
+        page = (conformance.DOCS / seam.page).read_text("utf-8")
+        text = page.partition(conformance.BEGIN)[2].partition(conformance.END)[0]
         table = text.partition(f"### {seam.name}\n")[2].partition("###")[0]
         promised = list(seam.cases().values())
         for promise in seam.promises:
@@ -80,3 +85,29 @@ def test_the_page_counts_the_cases_that_there_are() -> None:
             assert row is not None, f"{seam.name}: no row says: {promise}"
             counts = [sum(map(int, re.findall(r"(\d+) cases?", cell))) for cell in row[1].split(" | ")]
             assert [promised.count(promise)] * len(seam.adapters) == counts, f"{promise}: run `make conformance`"
+
+
+@pytest.mark.parametrize("scheme", capabilities.BROKERS)
+def test_the_page_of_brokers_says_what_each_declares(scheme: str, request: pytest.FixtureRequest) -> None:
+    """Who changes a capability runs `make conformance`: the column of each broker is what its adapter says now."""
+    if fixture := {"kafka": "kafka_url", "amqp": "rabbitmq_url"}.get(scheme):  # starting another would take long
+        opened: AbstractContextManager[str] = nullcontext(request.getfixturevalue(fixture))
+    else:
+        opened = capabilities.BROKERS[scheme]()
+    try:
+        with opened as url:
+            said = asyncio.run(capabilities.declared(url))
+    except NoServer as error:
+        pytest.skip(f"not proven: needs a server: {error}")
+    page = capabilities.PAGE.read_text("utf-8").partition(capabilities.BEGIN)[2].partition(capabilities.END)[0]
+    header, _, *rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.strip().splitlines()]
+    place = header.index(f"`{scheme}:`")
+    assert said == {row[0]: row[place] for row in rows}
+
+
+def test_every_broker_is_on_the_page() -> None:
+    """A transport that a URL of ours opens has its column, and its place in the list of what to take."""
+    text = capabilities.PAGE.read_text("utf-8")
+    shown = {title for title in conformance.SEAMS[0].adapters if "example" not in title}
+    assert {re.sub(r"`(\w+):.*", r"\1", title) for title in shown} == set(capabilities.BROKERS)
+    assert [] == [scheme for scheme in capabilities.BROKERS if f"| `{scheme}://" not in text]
