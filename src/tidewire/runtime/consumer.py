@@ -12,11 +12,10 @@ import logging
 from collections.abc import Sequence
 from datetime import timedelta
 
-from tidewire.errors import LaneFenced, PublishRejected, StoreUnavailable, TransactionLost, TransportUnavailable
+from tidewire.errors import PublishRejected, StoreUnavailable, TransactionLost, TransportUnavailable
 from tidewire.model import (
     DeadLetter,
     Delivery,
-    Guard,
     LaneEvent,
     Message,
     Reason,
@@ -36,6 +35,7 @@ from tidewire.runtime.parts import Parts
 from tidewire.runtime.pipeline import Pipeline
 from tidewire.runtime.records import Records
 from tidewire.runtime.settler import Settler
+from tidewire.runtime.tenure import Tenure
 from tidewire.runtime.work import Ran, Work
 from tidewire.runtime.workers import Workers, taken_in
 
@@ -64,7 +64,6 @@ class Consumer:
         self._group = subscription.group
         self._pipeline = pipeline
         self._store = store
-        self._fencing = limits.fencing
         self._limits = limits
         self._clock = parts.clock
         self._outage = Outage(subscription.group, parts.jitter, self._resume)
@@ -73,8 +72,14 @@ class Consumer:
         self._records = Records(store, self._group, self._holds)
         self._settler = Settler(receiver, self, self._records.finish)
         self._notes = Notes(parts.observer, parts.clock, self._group)
-        self._epochs: dict[str, int] = {}
-        self._revoking: set[str] = set()
+        self._tenure = Tenure(
+            self._group,
+            store,
+            fencing=limits.fencing,
+            guards=pipeline.guards,
+            holds=self._holds,
+            outage=self._outage,
+        )
         self._intake = Intake(receiver)
         self._workers = Workers(
             self._schedule,
@@ -136,7 +141,7 @@ class Consumer:
     @property
     def owns_lanes(self) -> bool:
         """Whether the broker has given this member any lane."""
-        return bool(self._epochs)
+        return bool(self._tenure.lanes)
 
     async def _drain(self) -> None:
         """Give back what has not started, let the rest end and settle. What outlasts the grace stays unsettled."""
@@ -174,13 +179,12 @@ class Consumer:
 
     async def _take_in(self, items: Sequence[Delivery | LaneEvent]) -> None:
         works: list[Work] = []
-        epochs = self._epochs
         ordered = self._subscription.ordering == "key"
         for item in items:
             if isinstance(item, LaneEvent):
                 await self._lane_event(item)
                 continue
-            if epochs.get(item.lane) != item.epoch and self._fencing:
+            if not self._tenure.knows(item):
                 if self._stopping.is_set():  # it was not adopted in time
                     self._settler.release([item])
                 continue  # a lane that was fenced or lost meanwhile: its next owner gets this one
@@ -215,38 +219,15 @@ class Consumer:
         lane = event.lane
         if event.kind == "assigned":
             self._schedule.abandon(lane)
-            await self._adopt(lane, event.epoch)
+            await self._tenure.adopt(lane, event.epoch)
         elif event.kind == "revoking":
-            self._revoking.add(lane)
+            self._tenure.revoke(lane)
             self._settler.release([work.delivery for work in self._schedule.withdraw(lane)])
             self._check_drained()
         else:
             self._schedule.abandon(lane)
-            self._epochs.pop(lane, None)
-            self._revoking.discard(lane)
+            self._tenure.forget(lane)
             _logger.info("tidewire.consumer.lane_lost", extra={"group": self._group, "lane": lane})
-
-    async def _adopt(self, lane: str, epoch: int) -> None:
-        """Record our epoch in the store before the first hand-out, and learn which keys are held."""
-        self._revoking.discard(lane)
-        while self._store is not None:
-            try:
-                if self._fencing:
-                    await self._store.lanes.adopt(self._group, lane, epoch)
-                    self._pipeline.guards[lane] = Guard(self._group, lane, epoch)
-                await self._holds.load()
-                break
-            except LaneFenced:  # the broker was made anew or its clock went back: the store knows a later epoch
-                _logger.error(
-                    "tidewire.consumer.lane_fenced", extra={"group": self._group, "lane": lane, "epoch": epoch}
-                )
-                return
-            except StoreUnavailable as error:
-                self._outage.begin(error)
-                await self._outage.over()
-                if self._stopping.is_set():
-                    return
-        self._epochs[lane] = epoch
 
     # --- what the workers ask ---------------------------------------------------------------------------------
 
@@ -447,7 +428,7 @@ class Consumer:
     def fenced(self, work: Work) -> None:
         """A unit met a newer epoch: the lane is not ours any more, whatever the broker has told us so far."""
         self._schedule.abandon(work.delivery.lane)
-        self._epochs.pop(work.delivery.lane, None)
+        self._tenure.fenced(work.delivery.lane)
         self._forget(work)
 
     def settled(self, works: Sequence[Work], lost: Sequence[Work]) -> None:
@@ -480,7 +461,7 @@ class Consumer:
                 if self.progress - work.passed > _PASSED_MAX * self._subscription.prefetch:
                     self._lift(work)
         self._interrupt_if_starved()
-        if self._revoking:
+        if self._tenure.drains:
             self._check_drained()
         if self._schedule.has_ready:
             self._workers.wake()
@@ -493,7 +474,5 @@ class Consumer:
             self._intake.interrupt()
 
     def _check_drained(self) -> None:
-        for lane in sorted(lane for lane in self._revoking if not self._schedule.of(lane)):
-            self._revoking.discard(lane)
-            self._epochs.pop(lane, None)
+        for lane in self._tenure.drained(lambda lane: not self._schedule.of(lane)):
             self._settler.drained(lane)

@@ -25,7 +25,7 @@ class Outage:
         self._ended = ended
         self._in_a_row = 0
         self._over = asyncio.Event()
-        self._stopped = False
+        self.stopped = False
 
     def begin(self, error: BaseException) -> None:
         """Pause, unless paused already; it ends by itself, and the next thing that runs finds out whether it is up.
@@ -53,12 +53,12 @@ class Outage:
 
     def stop(self) -> None:
         """Let nobody wait for the end any more."""
-        self._stopped = True
+        self.stopped = True
         self._over.set()
 
     async def over(self) -> None:
         """Return when nothing is known to be down, or after `stop`."""
-        while self.paused and not self._stopped:
+        while self.paused and not self.stopped:
             await self._over.wait()
 
     def _end(self) -> None:
