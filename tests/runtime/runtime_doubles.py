@@ -8,8 +8,6 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
-import msgspec
-
 from tidewire.errors import AlreadyMarked, TransportUnavailable
 
 
@@ -92,38 +90,58 @@ class SteersLate:
             yield Proxy(receiver, steer=steer)
 
 
-class DeafOnce:
-    """A real transport whose first membership hears of its lanes and then of nothing."""
+class Hushable:
+    """A real transport under a broker that can stop handing out, to the memberships of now or to all.
+
+    *asked*: how often the lag was asked for; *answers* false: the broker says nothing of it either.
+    """
 
     def __init__(self, transport: Any) -> None:
         self._transport = transport
-        self._memberships = 0
+        self._hushed: list[tuple[asyncio.Event, asyncio.Event]] = []
+        self._for_all = False
+        self.asked = 0
+        self.answers = True
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
 
-    async def stats(self, topic: str, group: str) -> Any:
-        return msgspec.structs.replace(await self._transport.stats(topic, group), ready=1)
+    async def hush(self, *, for_all: bool = False) -> None:
+        """Hand out nothing more, from the return on; with *for_all* to memberships that are yet to begin neither."""
+        self._for_all = for_all
+        for hushed, silent in self._hushed:
+            hushed.set()
+            await silent.wait()
 
-    def subscribe(self, subscription: Any) -> Any:
-        self._memberships += 1
-        membership = self._transport.subscribe(subscription)
-        return Deafened(membership) if self._memberships == 1 else membership
+    async def lag(self, group: str, lanes: Sequence[str]) -> int:
+        """What the real one says, if it is asked."""
+        self.asked += 1
+        if not self.answers:
+            await asyncio.Event().wait()
+        return int(await self._transport.lag(group, lanes))
 
+    @asynccontextmanager
+    async def subscribe(self, subscription: Any) -> AsyncGenerator[Any]:
+        hushed, silent = asyncio.Event(), asyncio.Event()
+        if self._for_all:
+            hushed.set()
+        self._hushed.append((hushed, silent))
+        async with self._transport.subscribe(subscription) as receiver:
 
-class Deafened:
-    """A membership whose `receive` drops deliveries on the floor and keeps lane events."""
+            async def receive(limit: int, wait: timedelta) -> Any:
+                if hushed.is_set():
+                    silent.set()
+                    return await receiver.receive(0, wait)
+                given = asyncio.ensure_future(receiver.receive(limit, wait))
+                hush = asyncio.ensure_future(hushed.wait())
+                try:
+                    await asyncio.wait((given, hush), return_when=asyncio.FIRST_COMPLETED)
+                    if given.done():
+                        return given.result()
+                finally:
+                    hush.cancel()
+                    given.cancel()
+                return []
 
-    def __init__(self, membership: Any) -> None:
-        self._membership = membership
-
-    async def __aenter__(self) -> Any:
-        receiver = await self._membership.__aenter__()
-
-        async def deaf(limit: int, wait: timedelta) -> Any:
-            return await receiver.receive(0, wait)
-
-        return Proxy(receiver, receive=deaf)
-
-    async def __aexit__(self, *error: Any) -> Any:
-        return await self._membership.__aexit__(*error)
+            yield Proxy(receiver, receive=receive)
+        self._hushed.remove((hushed, silent))

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from runtime_doubles import DeafOnce, DelayedCommits, Proxy
+from runtime_doubles import DelayedCommits, Hushable, Proxy
 from runtime_world import Opened, OrderPlaced, PageViewed, PaymentTaken
 
 from tidewire import ConfigurationError, Context, Options, PublishRejected, Reject, Retry, RetryAfter, Service
@@ -328,8 +328,9 @@ def test_promise_7_a_deaf_subscription_is_noticed_and_rebuilt(opened: Opened) ->
     async def scenario() -> None:
         async with opened() as world:
             world.options = Options(lanes=4, stuck_after=timedelta(milliseconds=400), grace=timedelta(seconds=1))
-            world.transport = DeafOnce(world.transport)
+            world.transport = broker = Hushable(world.transport)
             async with world.running(service) as app:
+                await broker.hush()
                 await app.publisher.publish(OrderPlaced("1"))
                 await world.until(lambda: not app.ready)
                 await world.until(lambda: seen == ["1"])

@@ -21,7 +21,7 @@ from planting import PLANTS, Plant, large, patch, plant
 from tidewire.model import Handled, Message, Pending, Receipt
 from tidewire.operations import redrive
 from tidewire.rules import lanes, letters, retry
-from tidewire.runtime import consumer, holds, notes, pipeline, relay, serve, settler, work, workers
+from tidewire.runtime import consumer, holds, notes, pipeline, relay, serve, settler, watchdog, work, workers
 from tidewire.stores.memory import outbox
 from tidewire.testing.simulation import stores as simulated
 from tidewire.transports.memory import transport
@@ -32,6 +32,19 @@ assert planted_below.__doc__, "its plants are registered by importing it"
 assert planted_files.__doc__, "and so are these"
 assert planted_queues.__doc__, "and these"
 assert planted_logs.__doc__, "and those"
+
+
+# --- watchdog -------------------------------------------------------------------------------------------------
+
+
+@plant("C-02 R12", faults={"deaf": 0.5})
+def nobody_watches() -> None:
+    """A consumer to which the broker hands out nothing is never rebuilt."""
+
+    async def until_deaf(self: Any, consumer: Any) -> None:
+        await asyncio.Event().wait()
+
+    patch(watchdog.Watchdog, "until_deaf", until_deaf)
 
 
 # --- relay ----------------------------------------------------------------------------------------------------

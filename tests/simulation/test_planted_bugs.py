@@ -23,6 +23,7 @@ SOON = {
     "facts_are_not_told": "C20",
     "prefetch_without_limit": "C17",
     "one_attempt_too_few": "C10",
+    "nobody_watches": "C18",
     "commits_are_not_synced": "C2",
     "new_names_are_not_synced": "C2",
 }

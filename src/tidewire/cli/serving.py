@@ -25,6 +25,7 @@ async def serve(service: Service, settings: Settings, *, parts: Parts | None = N
         grace=settings.seconds("grace"),
         max_hold=settings.seconds("max_hold"),
         stuck_after=settings.seconds("stuck_after"),
+        stuck_lag=settings.stuck_lag,
         provision=settings.provision,
         lanes=settings.lanes,
     )

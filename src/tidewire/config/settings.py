@@ -21,8 +21,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """How a service is run. Precedence: command line, environment (``TIDEWIRE_…``), ``tidewire.toml`` or
     ``[tool.tidewire]`` in ``pyproject.toml``, default.
 
-    *broker*, *store*: URLs; no store means none. *lease*, *grace*, *max_hold*, *stuck_after* in seconds. *lanes*
-    of topics that are created. *provision*: create missing topics and groups. *log*: ``text`` or ``json``.
+    *broker*, *store*: URLs; no store means none. *lease*, *grace*, *max_hold*, *stuck_after* in seconds. *stuck_lag*:
+    how many events must wait before a silent broker is doubted. *lanes* of topics that are created.
+    *provision*: create missing topics and groups. *log*: ``text`` or ``json``.
     *relay*: publish the store's outbox from this process; false where `tidewire relay` does.
     *probe*: ``HOST:PORT`` where ``tidewire run`` answers health probes; none means nowhere.
     *services*: what ``tidewire dev`` runs, each as ``module:service``; none means all that it finds.
@@ -34,6 +35,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     grace: float = 10.0
     max_hold: float = 600.0
     stuck_after: float = 60.0
+    stuck_lag: int = 1
     lanes: int = 8
     provision: bool = False
     log: str = "text"
@@ -135,7 +137,7 @@ def _from_environment(environ: Mapping[str, str], problems: list[str]) -> dict[s
 
 def _impossible(values: Mapping[str, object]) -> list[str]:
     problems: list[str] = []
-    for name in ("lease", "grace", "max_hold", "stuck_after", "lanes"):
+    for name in ("lease", "grace", "max_hold", "stuck_after", "stuck_lag", "lanes"):
         value = values.get(name, 1)
         if isinstance(value, (int, float)) and not 0 < value < 10**8:
             problems.append(f"{name} must be above zero, not {value}")

@@ -117,7 +117,7 @@ class Failure(msgspec.Struct, frozen=True):
 class Fact(msgspec.Struct, frozen=True, gc=False):
     """Something that happened to an event: ``published``, ``received``, ``processed``, ``skipped``, ``known``
     (a duplicate that changed nothing), ``discarded`` (an operator gave it up), ``retried``, ``dead_lettered``,
-    ``settled``, ``lost``.
+    ``settled``, ``lost``; or to a group's member: ``rebuilt``, with its topics and without an event.
 
     *at* is wall time in microseconds; *took_us* how long the handler ran, for ``processed``.
     """

@@ -8,7 +8,7 @@ adapter is usable, and the effect has happened or has not.
 from __future__ import annotations
 
 from tidewire.protocols.basics import Clock, Codec, Observer
-from tidewire.protocols.broker import Enlisting, Finder, Inspector, Ledger, Receiver, Transport
+from tidewire.protocols.broker import Enlisting, Finder, Inspector, Lagging, Ledger, Receiver, Transport
 from tidewire.protocols.looks import BrokerLook, StoreLook, StoreTables
 from tidewire.protocols.store import (
     Attempts,
@@ -36,6 +36,7 @@ __all__ = [
     "HeldKeys",
     "Inbox",
     "Inspector",
+    "Lagging",
     "Lanes",
     "Ledger",
     "Observer",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime, timedelta
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from tidewire.model import (
     Act,
@@ -30,7 +30,7 @@ from tidewire.model import (
 )
 from tidewire.protocols.store import Store, Unit
 
-__all__ = ["Enlisting", "Finder", "Inspector", "Ledger", "Receiver", "Transport"]
+__all__ = ["Enlisting", "Finder", "Inspector", "Lagging", "Ledger", "Receiver", "Transport"]
 
 
 class Transport(Protocol):
@@ -182,6 +182,25 @@ class Finder(Protocol):
         """Return the messages in topics and dead channels with this id or correlation id, oldest first.
 
         May read every message: no index is kept for it, since it would cost each publish.
+        """
+        ...
+
+
+@runtime_checkable
+class Lagging(Protocol):
+    """Optional beside a transport: what waits for one member, so that one that is deaf is told from one that is idle.
+
+    Without it the counts of the whole group are looked at, which say so only where one member has every lane.
+    """
+
+    async def lag(self, group: str, lanes: Sequence[str]) -> int:
+        """Return how many messages of *lanes*, which a member of *group* in this process has, wait to be handed out.
+
+        Only what could be handed out now: nothing of a lane that is paused or to go, or whose books are full, and
+        nothing that waits for its time. Asked of the broker anew, not of what a member believes.
+
+        Raises:
+            TransportUnavailable: the broker did not answer.
         """
         ...
 

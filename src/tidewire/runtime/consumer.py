@@ -93,7 +93,7 @@ class Consumer:
         self._loop = asyncio.get_running_loop()
         self._stopping = asyncio.Event()
         self._changed = asyncio.Event()
-        self.progress = 0
+        self.progress = self.received = 0
 
     # --- life -------------------------------------------------------------------------------------------------
 
@@ -139,9 +139,19 @@ class Consumer:
         return self._schedule.outstanding
 
     @property
-    def owns_lanes(self) -> bool:
-        """Whether the broker has given this member any lane."""
-        return bool(self._tenure.lanes)
+    def lanes(self) -> Sequence[str]:
+        """The lanes that the broker has given this member."""
+        return self._tenure.lanes
+
+    @property
+    def asks(self) -> bool:
+        """Whether the broker is asked for deliveries now, and something of its lanes could be given."""
+        return self._intake.asks and not self._outage.paused and bool(self._tenure.lanes)
+
+    @property
+    def mark(self) -> object:
+        """What changes whenever something was received, or could not be asked for."""
+        return self.received, self._outage.count
 
     async def _drain(self) -> None:
         """Give back what has not started, let the rest end and settle. What outlasts the grace stays unsettled."""
@@ -192,6 +202,7 @@ class Consumer:
             works.append(Work(item, (item.lane, key) if ordered and key is not None else None))
         if works:
             self.progress += len(works)
+            self.received += len(works)
             await self._admit(works)
 
     async def _admit(self, works: Sequence[Work]) -> None:

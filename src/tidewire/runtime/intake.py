@@ -28,6 +28,11 @@ class Intake:
         """Whether the outstanding call asks for no deliveries."""
         return self._limit == 0
 
+    @property
+    def asks(self) -> bool:
+        """Whether the outstanding call asks for deliveries."""
+        return bool(self._limit)
+
     async def receive(self, limit: int) -> Sequence[Delivery | LaneEvent]:
         """Return what the broker hands out, or nothing after `interrupt`; cancelling loses nothing by contract."""
         self._task = asyncio.current_task()

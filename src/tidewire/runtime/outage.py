@@ -26,6 +26,7 @@ class Outage:
         self._in_a_row = 0
         self._over = asyncio.Event()
         self.stopped = False
+        self.count = 0
 
     def begin(self, error: BaseException) -> None:
         """Pause, unless paused already; it ends by itself, and the next thing that runs finds out whether it is up.
@@ -38,6 +39,7 @@ class Outage:
         if self.paused:
             return
         self.paused = True
+        self.count += 1
         self._over.clear()
         seconds = outage_delay(self._in_a_row, self._jitter).total_seconds()
         self._in_a_row += 1

@@ -34,6 +34,7 @@ from tidewire.runtime.relay import Relay
 from tidewire.runtime.service import Service
 from tidewire.runtime.subscriber import Health, Subscriber
 from tidewire.runtime.topology import Topology
+from tidewire.runtime.watchdog import Patience
 
 __all__ = ["Options", "Running", "open_publisher", "relay_once", "running", "serve_until_signal"]
 
@@ -44,7 +45,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     """What can be set about a run; the defaults are safe.
 
     *lease*: how long a silent process keeps its lanes. *grace*: how long a stop lets handlers end. *max_hold*:
-    how long a failing key waits in the process. *stuck_after*: when a subscription without progress is rebuilt.
+    how long a failing key waits in the process. *stuck_after*: when a subscription without progress, for which
+    *stuck_lag* events or more wait, is rebuilt.
     *provision*: create missing topics and groups (else they are verified). *lanes*: for topics created by that.
     *relay*: publish the store's outbox from this process; *relay_lease*: how long a silent one keeps others from it.
     """
@@ -53,6 +55,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     grace: timedelta = timedelta(seconds=10)
     max_hold: timedelta = timedelta(minutes=10)
     stuck_after: timedelta = timedelta(seconds=60)
+    stuck_lag: int = 1
     provision: bool = True
     lanes: int = 8
     relay: bool = True
@@ -240,8 +243,8 @@ class House:
             transport=self._transport,
             subscription=subscription,
             make_consumer=make_consumer,
-            jitter=self._parts.jitter,
-            stuck_after=options.stuck_after,
+            parts=self._parts,
+            patience=Patience(after=options.stuck_after, lag=options.stuck_lag),
         )
 
 

@@ -6,42 +6,34 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from datetime import timedelta
-from typing import Protocol, runtime_checkable
 
 import msgspec
 
-from tidewire.chance import Jitter
 from tidewire.errors import ConfigurationError, StoreRefused, TransportRefused, TransportUnavailable
 from tidewire.kit.groups import first_error
-from tidewire.model import Stats, Subscription
+from tidewire.model import Fact, Subscription
 from tidewire.protocols import Receiver, Transport
 from tidewire.rules.retry import outage_delay
 from tidewire.runtime.consumer import Consumer
+from tidewire.runtime.parts import Parts
+from tidewire.runtime.watchdog import Patience, Watchdog
 
 __all__ = ["Health", "Subscriber"]
 
 _logger = logging.getLogger("tidewire.consumer")
 
 
-@runtime_checkable
-class HasStats(Protocol):
-    """A transport that can say what waits."""
-
-    async def stats(self, topic: str, group: str) -> Stats:
-        """See `tidewire.protocols.Inspector`."""
-        ...
-
-
 class Health(msgspec.Struct, frozen=True, kw_only=True):
     """How one subscription is. *ready* is false exactly when it is deaf: not joined, stuck, or waiting for
-    something that is down; *why* says which. *rebuilds* counts fresh starts after the first."""
+    something that is down; *why* says which. *rebuilds* counts fresh starts after the first, *stalls* those that
+    were made since nothing came although events waited."""
 
     ready: bool
     why: str
     rebuilds: int
     progress: int
     waiting: int
+    stalls: int = 0
 
 
 class Subscriber:
@@ -53,19 +45,18 @@ class Subscriber:
         transport: Transport,
         subscription: Subscription,
         make_consumer: Callable[[Receiver], Consumer],
-        jitter: Jitter,
-        stuck_after: timedelta = timedelta(seconds=60),
+        parts: Parts,
+        patience: Patience,
     ) -> None:
         self._transport = transport
         self._subscription = subscription
         self._make_consumer = make_consumer
-        self._jitter = jitter
-        self._stuck_after = stuck_after
+        self._parts = parts
+        self._watchdog = Watchdog(transport, subscription, patience)
         self._consumer: Consumer | None = None
         self._stopping = asyncio.Event()
         self._failures = 0
         self._why = "not joined yet"
-        self._stuck = False
         self.joined = asyncio.Event()
         self.rebuilds = -1
 
@@ -95,15 +86,16 @@ class Subscriber:
     def health(self) -> Health:
         """Say how this subscription is, now."""
         consumer = self._consumer
-        why = self._why
+        why = self._why or self._watchdog.why(consumer)
         if consumer is not None and consumer.paused:
             why = "waiting for something that is down"
         return Health(
-            ready=not why and not self._stuck,
-            why=why or ("no progress" if self._stuck else ""),
+            ready=not why,
+            why=why,
             rebuilds=max(self.rebuilds, 0),
             progress=0 if consumer is None else consumer.progress,
             waiting=0 if consumer is None else consumer.waiting,
+            stalls=self._watchdog.stalls,
         )
 
     async def _membership(self) -> None:
@@ -126,40 +118,14 @@ class Subscriber:
                     self._failures = 0
 
     async def _watch(self, consumer: Consumer) -> None:
-        """Until cancelled, or nothing has moved for too long although something waits: then raise.
-
-        Deliveries that are here are not the broker's fault (a handler has its timeout, a hold its time), so this
-        looks at what waits at the broker while nothing is here. A member without lanes has nothing to be given.
-        """
-        if not isinstance(self._transport, HasStats):
-            await asyncio.Event().wait()
-        interval = self._stuck_after.total_seconds() / 4
-        still, last = 0, -1
-        while True:
-            await asyncio.sleep(interval)
-            moved, last = consumer.progress != last, consumer.progress
-            if moved or consumer.paused or consumer.waiting or not consumer.owns_lanes or not await self._backlog():
-                still, self._stuck = 0, False
-                continue
-            still += 1
-            self._stuck = still >= 2
-            if still >= 4:
-                raise TransportUnavailable(
-                    f"{self._subscription.group}: events wait, but none has come for {self._stuck_after}",
-                    hint="the membership is rebuilt; if this repeats, look at the broker",
-                )
-
-    async def _backlog(self) -> bool:
-        """Whether the broker has something ready for this group."""
-        assert isinstance(self._transport, HasStats)
-        try:
-            for topic in self._subscription.topics:
-                stats = await self._transport.stats(topic, self._subscription.group)
-                if stats.ready:
-                    return True
-        except TransportUnavailable:
-            return False
-        return False
+        """Until cancelled, or *consumer* is deaf: then it ends, gives back what it has, and another one begins."""
+        silent = await self._watchdog.until_deaf(consumer)
+        group, topics = self._subscription.group, ", ".join(self._subscription.topics)
+        fields = {"group": group, "topics": topics, "lag": self._watchdog.lag, "silent_s": silent}
+        _logger.warning("tidewire.consumer.deaf", extra=fields)
+        if self._parts.observer is not None:
+            self._parts.observer.record([Fact("rebuilt", "", "", topics, group, self._parts.clock.now_us())])
+        consumer.stop()
 
     def _note_failure(self, error: BaseException) -> None:
         self._failures += 1
@@ -172,7 +138,7 @@ class Subscriber:
             _logger.error("tidewire.consumer.crashed", extra=fields, exc_info=error)
 
     async def _back_off(self) -> None:
-        delay = outage_delay(min(self._failures, 8), self._jitter).total_seconds()
+        delay = outage_delay(min(self._failures, 8), self._parts.jitter).total_seconds()
         try:
             async with asyncio.timeout(delay):
                 await self._stopping.wait()

@@ -7,9 +7,10 @@ from datetime import timedelta
 from typing import NamedTuple
 
 from tidewire.kit.sqllog.home import Connection
+from tidewire.kit.sqllog.lanes import Lane
 from tidewire.model import Stats, TopicInfo
 
-__all__ = ["Here", "Place", "describe_topics", "list_places", "live_owners", "measure"]
+__all__ = ["Here", "Place", "describe_topics", "list_places", "live_owners", "measure", "noted", "waiting"]
 
 
 class Place(NamedTuple):
@@ -30,6 +31,17 @@ class Here(NamedTuple):
     unsettled: Mapping[int, int]
     boot: str
     ticks: int
+    now: int
+
+
+class Noted(NamedTuple):
+    """A lane of a member here: the row up to which all was handed out, and what is to be added to the counts."""
+
+    topic: int
+    sub: int
+    number: int
+    read: int
+    besides: int
     now: int
 
 
@@ -104,6 +116,24 @@ def measure(connection: Connection, place: Place, here: Here) -> Stats:
         dead=count("dead WHERE sub = ?", sub),
         oldest_ready=_oldest(connection, place, cursors, here) if unsettled else None,
     )
+
+
+def noted(lane: Lane, now: int) -> Noted:
+    """Note of *lane* what counting needs, to be counted in another thread at the time *now*."""
+    known = sum(seq > lane.read for seq in {*lane.acked, *lane.again})
+    due = sum(at <= now for at in lane.again.values())
+    return Noted(lane.topic, lane.sub, lane.number, lane.read, due - known - len(lane.inbox_out), now)
+
+
+def waiting(connection: Connection, lane: Noted) -> int:
+    """Count what of a lane waits to be handed out: in its log, and in its inbox channel."""
+    (beyond,) = connection.execute(  # log_topic, and nothing but it
+        "SELECT count(*) FROM log WHERE topic = ? AND seq > ? AND lane = ?", (lane.topic, lane.read, lane.number)
+    ).fetchone()
+    (due,) = connection.execute(  # inbox_due
+        "SELECT count(*) FROM inbox WHERE sub = ? AND lane = ? AND due <= ?", (lane.sub, lane.number, lane.now)
+    ).fetchone()
+    return max(0, int(beyond) + int(due) + lane.besides)
 
 
 def _beyond(connection: Connection, place: Place, cursors: Sequence[tuple[int, int]]) -> int:

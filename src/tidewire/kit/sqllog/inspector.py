@@ -8,7 +8,7 @@ from functools import partial
 
 from tidewire.clock import microseconds
 from tidewire.errors import TransportRefused
-from tidewire.kit.sqllog.counting import Here, Place, describe_topics, list_places, live_owners, measure
+from tidewire.kit.sqllog.counting import Here, Place, describe_topics, list_places, live_owners, measure, noted, waiting
 from tidewire.kit.sqllog.home import Connection
 from tidewire.kit.sqllog.names import TopicRow
 from tidewire.kit.sqllog.reading import MESSAGE_COLUMNS, message_of
@@ -41,6 +41,18 @@ class LogInspector:
         found, sub = await self._names(topic, group)
         place, here = Place(sub, found.id, topic, group), self._here()
         return await self._shared.home.beside(lambda connection: measure(connection, place, here))
+
+    async def lag(self, group: str, lanes: Sequence[str]) -> int:
+        """Count by index what lies behind the last row that was handed out of each lane, and what is due in inboxes."""
+        now = self._shared.clock.now_us()
+        own = [
+            noted(lane, now)
+            for receiver in self._shared.receivers
+            if receiver.subscription.group == group
+            for lane in receiver.lanes.values()
+            if lane.name in lanes and not (lane.paused or lane.revoking)
+        ]
+        return await self._shared.home.beside(lambda connection: sum(waiting(connection, one) for one in own))
 
     async def browse(self, address: Address, *, after: int | str | None = None, limit: int = 100) -> Sequence[Browsed]:
         """Read without consuming. What a topic keeps until its time is not in its log yet, so it is not seen here."""

@@ -20,7 +20,8 @@ class Faults(msgspec.Struct, frozen=True, kw_only=True):
     for all. *refused*: the share of broker calls that fail before anything is handed over; *lost_reply*: that succeed
     and do not say so. *store_down*: the share of store calls that fail. *duplicate*: the share of messages that the
     broker hands out twice. *latency*: the mean wait of a call that waits at all. *stop_every*: a graceful stop.
-    *restart_max*: what died is started again within so many seconds. *power*: the share of deaths that are power
+    *restart_max*: what died is started again within so many seconds. *deaf*: the share of memberships to which the
+    broker hands out nothing, as if it had forgotten them. *power*: the share of deaths that are power
     losses: every process dies at once, and what was not synced is lost.
     """
 
@@ -40,6 +41,7 @@ class Faults(msgspec.Struct, frozen=True, kw_only=True):
     duplicate: float = 0.0
     latency: float = 0.01
     restart_max: float = 8.0
+    deaf: float = 0.0
     power: float = 0.0
     interleaving: Interleaving = "shuffled"
 

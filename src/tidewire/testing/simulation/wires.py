@@ -35,7 +35,7 @@ from tidewire.model import (
     TopicInfo,
     TopicSpec,
 )
-from tidewire.protocols import Receiver
+from tidewire.protocols import Lagging, Receiver
 from tidewire.testing.simulation.checkers import History, Op
 from tidewire.testing.simulation.loop import Process, SimLoop
 from tidewire.testing.simulation.weather import Weather
@@ -104,6 +104,8 @@ class SimTransport:
     def __init__(self, inner: Any, wire: Wire) -> None:
         self._inner = inner
         self._wire = wire
+        if isinstance(inner, Lagging):
+            self.lag = self._lag
 
     @property
     def capabilities(self) -> Capabilities:
@@ -171,6 +173,11 @@ class SimTransport:
         found: Stats = await self._inner.stats(topic, group)
         return found
 
+    async def _lag(self, group: str, lanes: Sequence[str]) -> int:
+        await self._wire.to_broker()
+        waiting: int = await self._inner.lag(group, lanes)
+        return waiting
+
     async def browse(self, address: Address, *, after: int | str | None = None, limit: int = 100) -> Sequence[Browsed]:
         """Return messages without consuming them."""
         await self._wire.to_broker()
@@ -224,6 +231,7 @@ class SimReceiver:
         self._subscription = subscription
         self._out: dict[tuple[str, int, str, object], None] = {}
         self._hushed = False
+        self._deaf = wire.weather.strikes("deaf", wire.weather.faults.deaf)
         self.fenced = True  # else an epoch is a member's own affair, and says nothing about others
         self.leaving = False
 
@@ -231,7 +239,7 @@ class SimReceiver:
         """Receive. Nothing is awaited once the broker has handed something out: cancelling loses nothing."""
         wire = self._wire
         await wire.to_broker()
-        items: Sequence[Delivery | LaneEvent] = await self._inner.receive(limit, wait)
+        items: Sequence[Delivery | LaneEvent] = await self._inner.receive(0 if self._deaf else limit, wait)
         if wire.weather.broker_away or wire.process.name in wire.weather.cut_off:
             self._give_up(items)
         for item in items:

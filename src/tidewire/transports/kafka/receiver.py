@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Container, Sequence
 from datetime import timedelta
 from functools import partial
 
@@ -198,6 +198,12 @@ class KafkaReceiver:
             for feed in lane.feeds
             if feed.out
         }
+
+    def reading(self, lanes: Container[str]) -> dict[tuple[str, int], int]:
+        """Return the offset that is awaited next, by partition, of those of *lanes* that may hand out."""
+        open_ = [lane for lane in self._order if lane.name in lanes and not (lane.paused or lane.revoking)]
+        feeds = [feed for lane in open_ for feed in lane.feeds if feed.has_window and not feed.paused]
+        return {(feed.log, feed.partition): feed.next_offset for feed in feeds}
 
     def _check(self) -> None:
         if os.getpid() != self._process:

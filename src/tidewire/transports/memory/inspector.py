@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from datetime import datetime
 
 from tidewire.clock import microseconds
@@ -23,7 +23,7 @@ from tidewire.transports.memory.broker import MemoryBroker, TopicLog
 from tidewire.transports.memory.groups import Lane, Share
 from tidewire.transports.memory.log import Cursor, Entry, LaneLog
 
-__all__ = ["browse", "groups", "remove", "seek", "stats", "topics"]
+__all__ = ["browse", "groups", "lag", "remove", "seek", "stats", "topics"]
 
 
 def topics(broker: MemoryBroker) -> list[TopicInfo]:
@@ -70,6 +70,14 @@ def stats(broker: MemoryBroker, topic: str, group: str) -> Stats:
         delayed=len(log.waiting) + len(share.waiting) + sum(len(feed.waiting) for feed in feeds),
         dead=len(share.dead),
         oldest_ready=min((stamp for stamp in oldest if stamp is not None), default=None),
+    )
+
+
+def lag(broker: MemoryBroker, group: str, lanes: Container[str]) -> int:
+    """Return how many messages of *lanes* wait to be handed out to a member of *group*."""
+    own = [lane for log in broker.topics.values() if group in log.shares for lane in log.shares[group].lanes]
+    return sum(
+        lane.topic.ready + lane.inbox.ready for lane in own if lane.name in lanes and not (lane.paused or lane.revoking)
     )
 
 

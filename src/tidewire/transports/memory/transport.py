@@ -151,6 +151,10 @@ class MemoryTransport:
         """Return the exact counts of (topic, group)."""
         return inspector.stats(self._ready(), topic, group)
 
+    async def lag(self, group: str, lanes: Sequence[str]) -> int:
+        """See `tidewire.protocols.Lagging`."""
+        return inspector.lag(self._ready(), group, frozenset(lanes))
+
     async def browse(self, address: Address, *, after: int | str | None = None, limit: int = 100) -> Sequence[Browsed]:
         """Return up to *limit* messages behind a position; one that waits for its time moves when it is due."""
         return inspector.browse(self._ready(), address, after=after, limit=limit)
