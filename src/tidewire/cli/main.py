@@ -18,6 +18,7 @@ Command: TypeAlias = Callable[[Sequence[str]], int]
 # and its one line.
 COMMANDS: dict[str, tuple[str, str]] = {
     "bench": ("tidewire.cli.bench", "how fast this broker is, here and now"),
+    "bridge": ("tidewire.cli.bridge", "copies topics to another broker, live, for a migration"),
     "check": ("tidewire.cli.check", "what is promised to every subscription; unsafe settings are refused"),
     "completion": ("tidewire.cli.completion", "a script that completes commands and options in your shell"),
     "config": ("tidewire.cli.config", "the settings that hold here, and where each comes from"),
