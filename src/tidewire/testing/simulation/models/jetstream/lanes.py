@@ -31,7 +31,10 @@ class Claim(msgspec.Struct, frozen=True):
 
 
 class Channel:
-    """One consumer of a lane: *out* was handed on, *ready* was pulled and not handed on, *early* must wait."""
+    """One consumer of a lane: *out* was handed on, *ready* was pulled and not handed on, *early* must wait.
+
+    *leaving*: the server was asked to be done with them, and has not answered yet.
+    """
 
     def __init__(self, who: Who, tries: Mapping[int, Try], *, bell: Bell) -> None:
         self.who = who
@@ -39,6 +42,7 @@ class Channel:
         self.now: dict[int, Try] = {}
         self.out: dict[int, Stored] = {}
         self.early: dict[int, Stored] = {}
+        self.leaving: set[int] = set()
         self.ring = Arrivals(bell)
         self._ready: list[tuple[int, Stored]] = []
 
@@ -46,6 +50,13 @@ class Channel:
     def held(self) -> list[int]:
         """Return the numbers of all that was pulled and not settled, in order."""
         return sorted([*self.out, *self.early, *(number for number, _ in self._ready)])
+
+    def missing(self, out: int) -> int:
+        """Return how many of those that the server says are *out* we may not have.
+
+        What is leaving may be out or not: counted as ours it would stand for one that we have never seen.
+        """
+        return max(0, out - len(set(self.held) - self.leaving))
 
     def pulled(self, given: Iterable[Given], now: int) -> None:
         """Take in what was pulled; what we have already came once more because its ack wait was over."""
@@ -83,6 +94,7 @@ class Channel:
         """Be done with a message, or have given it back."""
         self.out.pop(number, None)
         self.early.pop(number, None)
+        self.leaving.discard(number)
         self.now.pop(number, None)
         self._ready = [item for item in self._ready if item[0] != number]
         heapq.heapify(self._ready)

@@ -108,7 +108,9 @@ class JetStreamReceiver:
         for delivery in deliveries:
             lane = self._find(delivery)
             if lane is not None and int(delivery.position) in lane.of(delivery.message).out:
-                numbers.setdefault(lane.of(delivery.message).who, []).append(int(delivery.position))
+                channel, number = lane.of(delivery.message), int(delivery.position)
+                numbers.setdefault(channel.who, []).append(number)
+                channel.leaving.add(number)
         if numbers:
             await self._link.call(self._server.ack, numbers)
             self._own.check_lease()  # the answer may have come late
@@ -228,9 +230,9 @@ class JetStreamReceiver:
             return
         counts = await self._link.call(self._server.counts, [channel.who for channel in lane.both])
         missing = [
-            (lane, channel, one.out + one.again - len(channel.held))
+            (lane, channel, count)
             for channel, one in zip(lane.both, counts, strict=True)
-            if one.out + one.again > len(channel.held)
+            if (count := channel.missing(one.out + one.again))
         ]
         lane.gathering = bool(missing)
         if not missing:
@@ -240,7 +242,7 @@ class JetStreamReceiver:
         await self._pull_for(missing)
         counts = await self._link.call(self._server.counts, [channel.who for channel in lane.both])
         lane.gathering = any(
-            one.out + one.again > len(channel.held) for channel, one in zip(lane.both, counts, strict=True)
+            channel.missing(one.out + one.again) for channel, one in zip(lane.both, counts, strict=True)
         )
 
     def _due(self) -> float | None:
@@ -263,6 +265,7 @@ class JetStreamReceiver:
                     outcomes, _ = await self._publisher.send([post])
                     if outcomes[0] is None or outcomes[0].status == "refused":
                         continue
+                    channel.leaving.add(number)
                     await self._link.call(self._server.ack, {channel.who: [number]})
                     channel.forget(number)
 
