@@ -184,11 +184,20 @@ class Settler:
         if gone:
             self._owner.settled((), gone)
         self._moves.extendleft(reversed(failed))
-        if self._drained:
-            drained = list(self._drained)
-            await self._receiver.steer(drained=drained)  # a broker that is away hears of them when it is back
-            _drop(self._drained, len(drained))
+        await self._let_go_of_drained()
         return not failed
+
+    async def _let_go_of_drained(self) -> None:
+        """Say which lanes are drained, but for those of which something is still to be given back.
+
+        The broker would take that for something whose handler may have started.
+        """
+        unsaid = {delivery.lane for delivery in self._releases}
+        drained = [lane for lane in self._drained if lane not in unsaid]
+        if drained:
+            await self._receiver.steer(drained=drained)  # a broker that is away hears of them when it is back
+            for lane in drained:
+                self._drained.remove(lane)
 
     def _report(
         self, acks: Sequence[Work], moves: Sequence[tuple[Work, Sequence[Message]]], settlements: Sequence[Settlement]
