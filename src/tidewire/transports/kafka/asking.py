@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
 import msgspec
@@ -22,7 +23,7 @@ from confluent_kafka import (
 )
 
 from tidewire.errors import TransportError, TransportRefused, TransportUnavailable
-from tidewire.kit.threads import to_the_end
+from tidewire.kit.threads import apart, to_the_end
 from tidewire.model import Address
 from tidewire.protocols import Clock
 from tidewire.transports.kafka.errors import code_of, is_shut_out, translated
@@ -37,6 +38,7 @@ K = TypeVar("K")
 Place = tuple[str, int]
 _STEP = 0.05
 _OPEN = 0.25
+_THREADS = 4
 _TRIES = 20  # a topic that was just created may be unknown to the broker that is asked
 _SOON = frozenset(
     {
@@ -46,6 +48,8 @@ _SOON = frozenset(
     }
 )
 """What a broker says that will answer in a moment."""
+_SILENT = frozenset({"_TIMED_OUT", "_ALL_BROKERS_DOWN"})
+"""What the client says when no broker has answered."""
 
 
 class Span(msgspec.Struct, frozen=True):
@@ -66,17 +70,23 @@ class Record(msgspec.Struct, frozen=True, gc=False):
 
 
 class Asker:
-    """An admin client, and a reader that is a member of nothing. Made when they are first needed."""
+    """An admin client, and a reader that is a member of nothing. Made when they are first needed.
+
+    Questions are asked in threads of its own: whoever fills the event loop's does not delay them.
+    """
 
     def __init__(self, settings: KafkaSettings, name: str, clock: Clock) -> None:
         self.settings = settings
         self._name = name
         self._clock = clock
+        self._loop = asyncio.get_running_loop()
         self._admin: AdminClient | None = None
         self._reader: Consumer | None = None
         self._reading = asyncio.Lock()
         self._refused: KafkaError | None = None
-        self._pause = threading.Event()
+        self._closed = threading.Event()
+        self._hurry = threading.Event()
+        self._threads = ThreadPoolExecutor(_THREADS, "tidewire-kafka-ask")
 
     async def open(self) -> int:
         """Reach the broker and return how many brokers there are.
@@ -85,7 +95,7 @@ class Asker:
             TransportRefused: it does not let us in.
             TransportUnavailable: nobody answers.
         """
-        return await to_the_end(self._reach)
+        return await to_the_end(self._reach, executor=self._threads)
 
     def _reach(self) -> int:
         try:
@@ -118,14 +128,14 @@ class Asker:
                     return question(admin)
                 except KafkaException as error:
                     soon = code_of(error) in _SOON or (code_of(error) == "UNKNOWN_TOPIC_OR_PART" and tries < _TRIES)
-                    if not soon or self._clock.ticks() > end:
+                    if not soon or self._clock.ticks() > end or self._closed.is_set():
                         raise translated(error, what) from error
                     tries += 1
                 except TimeoutError as error:
                     raise TransportUnavailable(f"{what}: no answer in time") from error
-                self._pause.wait(_STEP)
+                self._closed.wait(_STEP)
 
-        return await asyncio.get_running_loop().run_in_executor(None, ask)
+        return await self._loop.run_in_executor(self._threads, ask)
 
     def _all(self, futures: Mapping[K, Future[T]]) -> dict[K, T]:
         return {key: future.result(self.settings.timeout + 1.0) for key, future in futures.items()}
@@ -152,18 +162,28 @@ class Asker:
         return await self._ask(ask, self.settings.what)
 
     async def create(self, topics: Sequence[NewTopic]) -> dict[str, TransportError | None]:
-        """Create topics; say of each whether it was made now (None), or why not: one that is there is refused."""
+        """Create topics; say of each whether it was made now (None), or why not: one that is there is refused.
+
+        Raises:
+            TransportUnavailable: of one nothing is known; to create it again is harmless.
+        """
+        made: dict[str, TransportError | None] = {}
 
         def ask(admin: AdminClient) -> dict[str, TransportError | None]:
-            made: dict[str, TransportError | None] = {}
-            timeout = self.settings.timeout
-            for name, future in admin.create_topics(list(topics), operation_timeout=timeout).items():
+            open_: KafkaException | None = None
+            timeout, left = self.settings.timeout, [one for one in topics if one.topic not in made]
+            for name, future in admin.create_topics(left, operation_timeout=timeout).items():
                 try:
                     future.result(timeout + 1.0)
                     made[name] = None
                 except KafkaException as error:
+                    if code_of(error) in _SOON or code_of(error) in _SILENT:
+                        open_ = error
+                        continue
                     there = code_of(error) == "TOPIC_ALREADY_EXISTS"
                     made[name] = TransportRefused("there") if there else translated(error, f"topic {name}")
+            if open_ is not None:
+                raise open_
             return made
 
         return await self._ask(ask, self.settings.what) if topics else {}
@@ -299,7 +319,9 @@ class Asker:
         found: dict[Place, list[Record]] = {place: [] for place in spans}
         if wanted:
             async with self._reading:  # one client reads one thing at a time
-                await asyncio.get_running_loop().run_in_executor(None, self._read, to, wanted, found)
+                self._hurry.clear()
+                read = partial(self._read, to, wanted, found)
+                await to_the_end(read, executor=self._threads, hurry=self._hurry.set)
         return found
 
     def _read(self, to: Mapping[str, Address], spans: Mapping[Place, Span], found: dict[Place, list[Record]]) -> None:
@@ -338,7 +360,7 @@ class Asker:
                         found[place].append(Record(offset, read, message.key(), removal_in(headers)))
                     if offset + 1 >= span.end or len(found[place]) >= span.limit:
                         del open_[place]
-                if open_ and self._clock.ticks() > end:
+                if open_ and (self._clock.ticks() > end or self._hurry.is_set()):
                     raise TransportUnavailable("reading: no answer in time")
         except KafkaException as error:
             raise translated(error, "reading") from error
@@ -346,8 +368,12 @@ class Asker:
             reader.unassign()
 
     async def close(self) -> None:
-        """End both clients."""
+        """End both clients, and the threads as soon as they are free."""
+        self._closed.set()
+        self._hurry.set()
         self._admin = None
-        reader, self._reader = self._reader, None
+        async with self._reading:
+            reader, self._reader = self._reader, None
         if reader is not None:
-            await to_the_end(reader.close)
+            await apart(reader.close)
+        self._threads.shutdown(wait=False)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import count
 
@@ -60,6 +61,7 @@ class Publisher:
         self._loop = asyncio.get_running_loop()
         self._producer: Producer | None = None
         self._thread: threading.Thread | None = None
+        self._closed = False
         self._ending = threading.Event()
         self._reports: list[tuple[Batch, int, str, KafkaError | None]] = []
         self._refused: KafkaError | None = None
@@ -147,7 +149,7 @@ class Publisher:
             error, self._refused = self._refused, None
             raise translated(error, self._settings.what)
         if self._producer is None:
-            if self._ending.is_set():
+            if self._closed:
                 raise TransportClosed("the transport is closed")
             try:
                 self._producer = Producer({**producer_conf(self._settings, self._name), "error_cb": self._on_error})
@@ -176,16 +178,15 @@ class Publisher:
         self._reports.append((batch, place, id_, error))
 
     def _listen(self, producer: Producer) -> None:
-        """Until closed: hand reports over, a burst at a time."""
+        """Until closed: hand reports over, a burst at a time. Nobody else ends *producer*: it might be in use here."""
         while True:
             producer.poll(_POLL)
             if self._reports:
                 reports, self._reports = self._reports, []
-                try:
+                with suppress(RuntimeError):  # the event loop is gone, and with it everybody who waits
                     self._loop.call_soon_threadsafe(self._heard, reports)
-                except RuntimeError:  # the event loop is gone, and with it everybody who waits
-                    return
-            elif (self._ending.is_set() or self._producer is not producer) and not len(producer):
+            elif (self._ending.is_set() or (self._producer is not producer and not self._closed)) and not len(producer):
+                producer.close()
                 return
 
     def _heard(self, reports: Sequence[tuple[Batch, int, str, KafkaError | None]]) -> None:
@@ -203,15 +204,14 @@ class Publisher:
 
     def end(self, seconds: float) -> None:
         """Let what is in flight end, give up the rest after so many *seconds*, and end the thread. Blocks."""
-        self._ending.set()
+        self._closed = True
         producer, thread = self._producer, self._thread
         self._producer = None
-        if producer is None or thread is None:
-            return
-        if producer.flush(seconds):
+        if producer is not None and producer.flush(seconds):
             producer.purge(in_queue=True, in_flight=True, blocking=False)
-        thread.join(2.0)
-        producer.close()
+        self._ending.set()
+        if thread is not None:
+            thread.join(2.0)
 
     async def tombstones(self, log: str, keys: Sequence[tuple[bytes, int]]) -> None:
         """Say that dead letters are removed: a record with the key of each and no body, and the place it removes.

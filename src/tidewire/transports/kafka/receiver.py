@@ -12,7 +12,7 @@ from functools import partial
 import msgspec
 
 from tidewire.errors import TransportClosed, TransportError, TransportUnavailable
-from tidewire.kit.threads import to_the_end
+from tidewire.kit.threads import apart
 from tidewire.model import (
     ZERO,
     Address,
@@ -188,7 +188,7 @@ class KafkaReceiver:
             self._forget(lane)
         self._woken.set()
         member.leave()
-        await to_the_end(lambda: member.join(_GOODBYE) and fetcher.join(_GOODBYE / 2))
+        await apart(lambda: member.join(_GOODBYE) and fetcher.join(_GOODBYE / 2))
 
     def out(self) -> dict[tuple[str, int], frozenset[int]]:
         """Return what is out, by partition."""

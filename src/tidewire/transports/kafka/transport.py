@@ -14,7 +14,7 @@ from tidewire.clock import SystemClock
 from tidewire.errors import ConfigurationError, TransportClosed
 from tidewire.kit.groups import first_error
 from tidewire.kit.specs import check_none_unknown, check_specs
-from tidewire.kit.threads import to_the_end
+from tidewire.kit.threads import apart
 from tidewire.model import Capabilities, Change, GroupSpec, Message, Receipt, Subscription, TopicSpec
 from tidewire.protocols import Clock, Receiver
 from tidewire.rules.names import check_name
@@ -174,7 +174,7 @@ class KafkaTransport(KafkaInspector):
     async def close(self) -> None:
         """End every client. `open_kafka_transport` calls it; twice is harmless."""
         self._closed = True
-        await to_the_end(lambda: self._publisher.end(_FLUSH))
+        await apart(lambda: self._publisher.end(_FLUSH))
         await self._names.asker.close()
 
 
