@@ -31,4 +31,20 @@ def _done_first() -> None:
     SqliteBacklog.claim = planted  # type: ignore[method-assign]
 
 
-PLANTS: dict[str, Callable[[], None]] = {"no-mark": _no_mark, "done-first": _done_first}
+def _gap_commit() -> None:
+    """A member on Kafka commits up to what it has handed out, not up to what is settled."""
+    from tidewire.transports.kafka.progress import Progress
+
+    saved = Progress.saved
+
+    def planted(self: Any, *arguments: Any, **options: Any) -> tuple[int, str]:
+        return self.high, saved(self, *arguments, **options)[1]
+
+    Progress.saved = planted  # type: ignore[method-assign]
+
+
+PLANTS: dict[str, Callable[[], None]] = {
+    "no-mark": _no_mark,
+    "done-first": _done_first,
+    "gap-commit": _gap_commit,
+}

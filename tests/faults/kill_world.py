@@ -8,15 +8,27 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import AsyncGenerator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-from tidewire import Context, Options, Retry, Service, event, running, transaction
+from tidewire import (
+    Context,
+    Options,
+    PublishRejected,
+    PublishUnknown,
+    Retry,
+    Service,
+    event,
+    running,
+    transaction,
+)
 from tidewire.chance import UUID7Ids
 from tidewire.clock import SystemClock
+from tidewire.config import open_transport
+from tidewire.errors import TransportUnavailable
 from tidewire.operations.audit import Operator
 from tidewire.operations.redrive import plan_letters, redrive
 from tidewire.operations.selection import Selection
@@ -56,6 +68,12 @@ TABLES = {
     "billing": "CREATE TABLE IF NOT EXISTS effect (row INTEGER PRIMARY KEY, key TEXT, n INTEGER, attempt INTEGER)",
     "audit": "CREATE TABLE IF NOT EXISTS effect (row INTEGER PRIMARY KEY, key TEXT, n INTEGER, attempt INTEGER)",
 }
+
+
+def broker_of(directory: Path) -> AbstractAsyncContextManager[Any]:
+    """Open the world's broker: the one that the file ``broker.url`` names, else the embedded one."""
+    named = directory / "broker.url"
+    return open_transport(named.read_text()) if named.exists() else open_sqlite_transport(directory / "broker.db")
 
 
 @asynccontextmanager
@@ -99,7 +117,7 @@ def audit() -> Service:
 async def take_orders(directory: Path, say: Say, *, new: bool = True) -> None:
     """Place orders: half of the keys through the outbox, half straight to the broker, sent again after a crash."""
     async with (
-        open_sqlite_transport(directory / "broker.db") as transport,
+        broker_of(directory) as transport,
         store_of("shop", directory) as store,
         running(Service("shop"), transport=transport, store=store, options=OPTIONS) as app,
     ):
@@ -125,7 +143,13 @@ async def take_orders(directory: Path, say: Say, *, new: bool = True) -> None:
 
 
 async def _send(app: Any, store: Any, key: str, n: int) -> None:
-    await app.publisher.publish(OrderPlaced(key, n), id=f"{key}-{n}")
+    """Send an order until the broker has it, always under the same id."""
+    while True:  # until stored, or killed
+        try:
+            await app.publisher.publish(OrderPlaced(key, n), id=f"{key}-{n}")
+            break
+        except (PublishUnknown, PublishRejected, TransportUnavailable):
+            await asyncio.sleep(0.1)
     async with transaction(store) as tx:
         await tx.execute("UPDATE orders SET sent = 1 WHERE key = ? AND n = ?", (key, n))
 
@@ -135,7 +159,7 @@ async def serve(name: str, directory: Path, say: Say) -> None:
     stopped = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
     async with (
-        open_sqlite_transport(directory / "broker.db") as transport,
+        broker_of(directory) as transport,
         store_of(name, directory) as store,
         running({"billing": billing, "audit": audit}[name](), transport=transport, store=store, options=OPTIONS),
     ):
@@ -147,7 +171,7 @@ async def heal(directory: Path, say: Say) -> None:
     """With nobody killed any more: send what is unsent, work everything off, give dead letters back, and end."""
     await take_orders(directory, say, new=False)
     async with AsyncExitStack() as stack:
-        transport = await stack.enter_async_context(open_sqlite_transport(directory / "broker.db"))
+        transport = await stack.enter_async_context(broker_of(directory))
         stores = {name: await stack.enter_async_context(store_of(name, directory)) for name in TABLES}
         for service in (billing(), audit(), Service("shop")):
             app = running(service, transport=transport, store=stores[service.name], options=OPTIONS)

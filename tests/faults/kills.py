@@ -20,8 +20,10 @@ import tempfile
 import time
 import traceback
 from collections import Counter
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import kill_books
 import kill_world
@@ -31,6 +33,7 @@ from kill_plants import PLANTS
 ROLES = ("shop", "billing1", "billing2", "audit1")
 LIFE = 0.35  # seconds a process lives on average once it is ready; longer than a lease often enough to get on
 HEAL_SECONDS = 90.0
+Play = Callable[[str, Path, kill_world.Say], Coroutine[Any, Any, None]]
 
 
 @dataclass
@@ -52,6 +55,9 @@ class World:
     directory: Path
     chance: random.Random
     plant: str = ""
+    play: Play = kill_world.role
+    life: float = LIFE
+    opening: float = 5.0  # seconds after which one that does not get ready is killed too
     children: dict[str, Child] = field(default_factory=dict)
     acked: set[str] = field(default_factory=set)
     said: Counter[str] = field(default_factory=Counter)
@@ -68,12 +74,12 @@ class World:
                 os.close(reading)
                 for other in self.children.values():
                     os.close(other.pipe)
-                code = _live(role, self.directory, writing, self.plant)
+                code = self._live(role, writing)
             finally:
                 os._exit(code)
         os.close(writing)
         early = self.chance.random() < 0.1  # while it opens
-        life = self.chance.uniform(0, 0.15) if early else 5.0
+        life = self.chance.uniform(0, 0.15) if early else self.opening
         child = self.children[role] = Child(role, pid, reading, time.monotonic() + life)
         return child
 
@@ -109,34 +115,51 @@ class World:
             line = raw.decode()
             if line == "ready":
                 child.ready = True
-                child.kill_at = time.monotonic() + self.chance.expovariate(1 / LIFE)
+                child.kill_at = time.monotonic() + self.chance.expovariate(1 / self.life)
             elif line.startswith(("redriven ", "problem ")):
                 word, _, rest = line.partition(" ")
                 if word == "problem":
                     self.problems.append(f"{child.role}: {rest}")
                 else:
                     self.said["redriven"] += int(rest)
-            elif line == "healed":
-                self.said["healed"] += 1
+            elif line in ("healed", "absent"):
+                self.said[line] += 1
             else:
                 self.acked.add(line)
         return bool(data)
 
+    def _live(self, role: str, pipe: int) -> int:
+        """In the child: play the role until the end; a failure is told."""
 
-def _live(role: str, directory: Path, pipe: int, plant: str) -> int:
-    """In the child: play the role until the end; a failure is told."""
+        def say(line: str) -> None:
+            os.write(pipe, line.encode() + b"\n")
 
-    def say(line: str) -> None:
-        os.write(pipe, line.encode() + b"\n")
+        if self.plant:
+            PLANTS[self.plant]()
+        try:
+            asyncio.run(self.play(role, self.directory, say))
+        except Exception:
+            say("problem " + traceback.format_exc().replace("\n", " | ")[-1_500:])
+            return 1
+        return 0
 
-    if plant:
-        PLANTS[plant]()
-    try:
-        asyncio.run(kill_world.role(role, directory, say))
-    except Exception:
-        say("problem " + traceback.format_exc().replace("\n", " | ")[-1_500:])
-        return 1
-    return 0
+    def heal(self) -> None:
+        """With everybody dead: let one process work everything off, and wait for its end."""
+        child = self.start("heal")
+        end = time.monotonic() + HEAL_SECONDS
+        while not self.said["healed"] and time.monotonic() < end and not ended(child):
+            self.listen(0.2)
+        if not self.said["healed"] and not ended(child):
+            os.kill(child.pid, signal.SIGKILL)
+            self.problems.append(f"not healed after {HEAL_SECONDS:g} s")
+        self.bury(child)
+        if not self.said["healed"]:
+            self.problems.append("something waits for ever")
+
+
+def ended(child: Child) -> bool:
+    """Whether a process has ended and is to be buried."""
+    return os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def run_world(directory: Path, *, seed: int, kills: int, plant: str = "") -> World:
@@ -152,26 +175,9 @@ def run_world(directory: Path, *, seed: int, kills: int, plant: str = "") -> Wor
             world.start(child.role)
     for child in list(world.children.values()):
         world.kill(child)
-    _heal(world)
+    world.heal()
     world.problems += kill_books.problems(directory, world.acked)
     return world
-
-
-def _heal(world: World) -> None:
-    child = world.start("heal")
-    end = time.monotonic() + HEAL_SECONDS
-    while not world.said["healed"] and time.monotonic() < end and not _ended(child):
-        world.listen(0.2)
-    if not world.said["healed"] and not _ended(child):
-        os.kill(child.pid, signal.SIGKILL)
-        world.problems.append(f"not healed after {HEAL_SECONDS:g} s")
-    world.bury(child)
-    if not world.said["healed"]:
-        world.problems.append("something waits for ever")
-
-
-def _ended(child: Child) -> bool:
-    return os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def one_round(seed: int) -> Round:
