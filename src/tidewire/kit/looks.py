@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 from tidewire.model import Capabilities, Change, GroupSpec, InboxState, OutboxState, TopicInfo, TopicSpec
 from tidewire.protocols import Store, Transport
 
-__all__ = ["HasTopics", "OpenedBrokerLook", "OpenedStoreLook", "SeesWriters"]
+__all__ = ["OpenedBrokerLook", "OpenedStoreLook", "SeesWriters", "topics_there"]
 
 
 @runtime_checkable
@@ -23,12 +23,28 @@ class HasTopics(Protocol):
 
 
 @runtime_checkable
+class HasSpecs(Protocol):
+    """A transport that can say how some topics are kept, without a look at all the others."""
+
+    async def specs(self, names: Sequence[str]) -> Sequence[TopicSpec]:
+        """Return those of the topics *names* that are there, as they are."""
+        ...
+
+
+@runtime_checkable
 class SeesWriters(Protocol):
     """A store in which a transaction that stays open does harm, and which can say how old the oldest one is."""
 
     async def oldest_write(self) -> timedelta | None:
         """Return for how long the oldest transaction that has written something is open, or None: there is none."""
         ...
+
+
+async def topics_there(transport: Transport, names: Sequence[str]) -> Sequence[TopicInfo | TopicSpec]:
+    """Return what *transport* can say of the topics *names*, and maybe of others: nothing where it cannot tell."""
+    if isinstance(transport, HasSpecs):
+        return await transport.specs(names)
+    return await transport.topics() if isinstance(transport, HasTopics) else ()
 
 
 class OpenedBrokerLook:

@@ -9,7 +9,7 @@ from tidewire.model import TopicInfo, TopicSpec
 __all__ = ["wanted_topics"]
 
 
-def wanted_topics(names: Iterable[str], *, lanes: int, there: Sequence[TopicInfo] = ()) -> list[TopicSpec]:
+def wanted_topics(names: Iterable[str], *, lanes: int, there: Sequence[TopicInfo | TopicSpec] = ()) -> list[TopicSpec]:
     """Return the topics *names* as a service wants them: with so many *lanes*, since they decide about order.
 
     How long, and up to which size, one of those that are *there* is kept is its own affair.

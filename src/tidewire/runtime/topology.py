@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from tidewire.errors import ConfigurationError
-from tidewire.kit.looks import HasTopics
+from tidewire.kit.looks import topics_there
 from tidewire.model import GroupSpec, TopicSpec
 from tidewire.protocols import Transport
 from tidewire.rules.topology import wanted_topics
@@ -35,7 +35,7 @@ class Topology:
         Raises:
             ConfigurationError: something exists with other settings, or does not exist and may not be created.
         """
-        there = await self._transport.topics() if isinstance(self._transport, HasTopics) else ()
+        there = await topics_there(self._transport, topics)
         specs = wanted_topics(topics, lanes=self._lanes, there=there)
         changes = await self._transport.provision(specs, [GroupSpec(group, topics)], dry_run=not self._create)
         wrong = [f"{change.what}: {change.detail}" for change in changes if change.kind == "conflict"]

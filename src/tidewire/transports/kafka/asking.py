@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from itertools import count
 from typing import TypeVar
 
 import msgspec
@@ -38,18 +39,17 @@ K = TypeVar("K")
 Place = tuple[str, int]
 _STEP = 0.05
 _OPEN = 0.25
+_ONE = 3.0  # seconds for one of several brokers
 _THREADS = 4
 _TRIES = 20  # a topic that was just created may be unknown to the broker that is asked
 _SOON = frozenset(
     {
         *("COORDINATOR_LOAD_IN_PROGRESS", "COORDINATOR_NOT_AVAILABLE", "NOT_COORDINATOR", "NOT_CONTROLLER"),
         *("NOT_LEADER_FOR_PARTITION", "LEADER_NOT_AVAILABLE", "OFFSET_NOT_AVAILABLE", "UNSTABLE_OFFSET_COMMIT"),
-        *("REQUEST_TIMED_OUT", "_TRANSPORT", "NETWORK_EXCEPTION"),
+        *("REQUEST_TIMED_OUT", "_TRANSPORT", "NETWORK_EXCEPTION", "_TIMED_OUT", "_ALL_BROKERS_DOWN"),
     }
 )
-"""What a broker says that will answer in a moment."""
-_SILENT = frozenset({"_TIMED_OUT", "_ALL_BROKERS_DOWN"})
-"""What the client says when no broker has answered."""
+"""What a broker says that will answer in a moment, or the client where none has answered in its time."""
 
 
 class Span(msgspec.Struct, frozen=True):
@@ -177,7 +177,7 @@ class Asker:
                     future.result(timeout + 1.0)
                     made[name] = None
                 except KafkaException as error:
-                    if code_of(error) in _SOON or code_of(error) in _SILENT:
+                    if code_of(error) in _SOON:
                         open_ = error
                         continue
                     there = code_of(error) == "TOPIC_ALREADY_EXISTS"
@@ -211,12 +211,15 @@ class Asker:
             await self._ask(ask, "removing records")
 
     async def has_modern_groups(self) -> bool:
-        """Whether the broker says that its groups may use the newer protocol; who may not ask uses the older one."""
+        """Whether a broker says that its groups may use the newer protocol; who may not ask uses the older one."""
+        turn = count()
 
         def ask(admin: AdminClient) -> bool:
-            broker = str(next(iter(admin.list_topics(timeout=self.settings.timeout).brokers)))
+            # Only the broker itself answers for its settings, and the first one may have died a moment ago.
+            brokers = sorted(admin.list_topics(timeout=self.settings.timeout).brokers)
+            resource = ConfigResource(ConfigResource.Type.BROKER, str(brokers[next(turn) % len(brokers)]))
             (entries,) = self._all(
-                admin.describe_configs([ConfigResource(ConfigResource.Type.BROKER, broker)])
+                admin.describe_configs([resource], request_timeout=min(self.settings.timeout, _ONE))
             ).values()
             protocols = entries.get("group.coordinator.rebalance.protocols")
             return protocols is not None and "consumer" in str(protocols.value).split(",")

@@ -33,7 +33,7 @@ from tidewire.transports.kafka.settings import (
     member_conf,
     settings_of,
 )
-from tidewire.transports.kafka.topology import Names, provision_all
+from tidewire.transports.kafka.topology import Names, provision_all, retention_of
 
 __all__ = ["KafkaTransport", "open_kafka_transport"]
 
@@ -78,6 +78,14 @@ class KafkaTransport(KafkaInspector):
         self._check_open()
         check_specs(topics, groups)
         return await provision_all(self._names, topics, groups, dry_run=dry_run)
+
+    async def specs(self, names: Sequence[str]) -> Sequence[TopicSpec]:
+        """Return those of the topics *names* that are there: two questions, however many others the brokers have."""
+        self._check_open()
+        await self._names.look()
+        lanes = {name: count for name in names if (count := self._names.partitions(name)) is not None}
+        configs = await self._names.asker.configs(list(lanes))
+        return [TopicSpec(name, lanes[name], retention_of(config)) for name, config in configs.items()]
 
     async def publish(self, messages: Sequence[Message]) -> Sequence[Receipt]:
         """Hand all of *messages* over at once, and wait until each is acknowledged by every replica in sync."""
