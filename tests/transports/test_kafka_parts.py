@@ -231,13 +231,24 @@ def test_the_promises_stand_in_every_configuration() -> None:
     assert ("all", True, 9000) == (producer["acks"], producer["enable.idempotence"], producer["message.timeout.ms"])
     assert "transactional.id" not in producer
     for modern in (True, False):
-        member = member_conf(settings, "m", group="g", lease=timedelta(seconds=30), modern=modern)
+        member = member_conf(settings, "m", group="g", ordering="key", lease=timedelta(seconds=30), modern=modern)
         for conf in (member, fetcher_conf(settings, "f", group="g")):
             assert (False, False) == (conf["enable.auto.commit"], conf["enable.auto.offset.store"])
     assert ("error", "read_committed") == (conf["auto.offset.reset"], conf["isolation.level"])
     assert 30_000 == member["session.timeout.ms"]
     assert "50" == admin_conf(settings, "a")["queue.buffering.max.ms"]
     assert [False, True] == [client_is_modern(version) for version in ((2, 14, 9), (2, 15, 0))]
+
+
+def test_two_members_of_a_named_process_have_names_of_their_own() -> None:
+    """A process with topics in order and topics without has two members in its group; both keep their names."""
+    settings = settings_of("kafka://h?instance=billing-0")
+    lease = timedelta(seconds=30)
+    names = [
+        member_conf(settings, "m", group="g", ordering=ordering, lease=lease, modern=True)["group.instance.id"]
+        for ordering in ("key", "none", "key")
+    ]
+    assert ["billing-0-key", "billing-0-none", "billing-0-key"] == names
 
 
 def test_librdkafka_takes_every_setting_that_we_make() -> None:

@@ -169,8 +169,14 @@ def producer_conf(settings: KafkaSettings, name: str) -> Conf:
     }
 
 
-def member_conf(settings: KafkaSettings, name: str, *, group: str, lease: timedelta, modern: bool) -> Conf:
-    """Return how a member of a group is made. It fetches nothing: it holds its place and commits."""
+def member_conf(
+    settings: KafkaSettings, name: str, *, group: str, ordering: str, lease: timedelta, modern: bool
+) -> Conf:
+    """Return how a member of a group is made. It fetches nothing: it holds its place and commits.
+
+    A process that reads some topics by key and others without order has two members in its group: *ordering* tells
+    their names over restarts apart.
+    """
     conf: Conf = {
         **_common(settings, name),
         "group.id": group,
@@ -181,7 +187,7 @@ def member_conf(settings: KafkaSettings, name: str, *, group: str, lease: timede
         "fetch.wait.max.ms": 500,
     }
     if settings.instance:
-        conf["group.instance.id"] = settings.instance
+        conf["group.instance.id"] = f"{settings.instance}-{ordering}"
     if modern:  # how long a silent member stays is the broker's or the group's setting there
         conf |= {"group.protocol": "consumer", "group.remote.assignor": "uniform"}
     else:

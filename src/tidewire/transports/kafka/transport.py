@@ -147,7 +147,14 @@ class KafkaTransport(KafkaInspector):
         )
         name, group = subscription.member, subscription.group
         member = Member(
-            member_conf(settings, name, group=group, lease=subscription.lease, modern=modern),
+            member_conf(
+                settings,
+                name,
+                group=group,
+                ordering=subscription.ordering,
+                lease=subscription.lease,
+                modern=modern,
+            ),
             subscription,
             clock=clock,
             timeout=settings.timeout,
