@@ -152,7 +152,7 @@ class Lane:
         for _ in (0, 1):
             feed = self.feeds[self.turn]
             self.turn ^= 1
-            found = feed.next(now)
+            found = feed.next(now) if feed.fresh or feed.again or feed.waiting else None
             if found is not None:
                 offset, read = found
                 feed.out[offset] = read

@@ -113,8 +113,8 @@ class KafkaReceiver:
             raise ValueError("under ordering by key a release has no delay: hold the key, or move the delivery")
         lanes: dict[str, Lane] = {}
         for delivery in ack:
-            if (lane := self._lane(delivery)) is not None:
-                lanes[lane.name] = lane
+            if (lane := self._lanes.get(delivery.lane)) is not None and lane.epoch == delivery.epoch:
+                lanes[delivery.lane] = lane
                 self._unsettled -= lane.feed_of(delivery.message.to).settle(_offset(delivery))
         for one in release:
             if (lane := self._lane(one.delivery)) is not None:
@@ -133,7 +133,7 @@ class KafkaReceiver:
         if not self._unsettled:
             self._calm.set()
         return [
-            *(_settlement(delivery, kept, ()) for delivery in ack),
+            *(Settlement(one, "settled" if kept.get(one.lane) == one.epoch else "lost") for one in ack),
             *(_settlement(one.delivery, kept, ()) for one in release),
             *(_settlement(one.delivery, kept, moved.get(place, ())) for place, one in enumerate(move)),
         ]
@@ -295,22 +295,26 @@ class KafkaReceiver:
     def fetched(self, records: Sequence[Fetched]) -> None:
         """Take in what was read, of lanes that are still ours."""
         assert self._fetcher is not None, "it was started"
-        touched: set[tuple[Lane, Feed]] = set()
+        touched: dict[int, tuple[Lane, Feed] | None] = {}
         for one in records:
-            source = one.source
-            lane = self._lanes.get(_lane_of(source))
-            if lane is None or lane.epoch != source.epoch:
-                continue
-            feed = lane.feeds[0] if lane.feeds[0].log == source.log else lane.feeds[1]
-            if one.offset >= feed.next_offset:
-                feed.arrived(one.offset, one.read)
-                touched.add((lane, feed))
-        for lane, feed in touched:
+            source = id(one.source)  # all records of a partition have the same one
+            if source not in touched:
+                touched[source] = self._place_of(one.source)
+            place = touched[source]
+            if place is not None and one.offset >= place[1].next_offset:
+                place[1].arrived(one.offset, one.read)
+        for lane, feed in filter(None, touched.values()):
             if not feed.paused and self._blocked(lane, feed):  # or it would fill the room of all
                 feed.paused = True
                 self._fetcher.pause(feed.log, feed.partition)
         self._fetcher.holding(self._weight())
         self._woken.set()
+
+    def _place_of(self, source: Source) -> tuple[Lane, Feed] | None:
+        lane = self._lanes.get(_lane_of(source))
+        if lane is None or lane.epoch != source.epoch:
+            return None
+        return lane, lane.feeds[0] if lane.feeds[0].log == source.log else lane.feeds[1]
 
     def _blocked(self, lane: Lane, feed: Feed) -> bool:
         """Whether a feed holds enough for now that nobody will be given soon."""

@@ -7,7 +7,7 @@ own, which are taken off again: ``tw-id`` and ``tw-source`` (where the event's o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeAlias
 
 import msgspec
@@ -27,6 +27,12 @@ _OURS = frozenset({_ID, _SOURCE, _DUE, _AT, _KEY, _KEYLESS, MARKER})
 _QUOTED = "tw-h-"
 _QUOTE = ("ce_", _QUOTED)
 _NAMES: dict[str, str] = {}
+_HANDED = "\0tw-at"
+_PLAIN = {_AT: _HANDED}
+"""The names of `_NAMES` that become a header of the message, and the one of ours that every record has."""
+_text: Callable[..., str] = bytes.decode
+_NOTHING: Mapping[str, str] = {}
+_WIRE_NAMES: dict[str, str] = {}
 _NAMES_MAX = 1_000
 
 
@@ -55,15 +61,8 @@ def record_headers(message: Message, at: int) -> Headers:
     Raises:
         UnicodeEncodeError: a header cannot be carried.
     """
-    headers: Headers = []
     ours = message.headers
-    for name, value in ours.items():
-        if name.startswith("ce-"):
-            headers.append(("ce_" + name[3:], value.encode()))
-        elif name.startswith(_QUOTE) or name in _OURS:
-            headers.append((_QUOTED + name, value.encode()))
-        else:
-            headers.append((name, value.encode()))
+    headers: Headers = [(_WIRE_NAMES.get(name) or _wire_name(name), value.encode()) for name, value in ours.items()]
     if message.id != ours.get("ce-id", ""):
         headers.append((_ID, message.id.encode()))
     if message.source != ours.get("ce-source", ""):
@@ -78,19 +77,40 @@ def record_headers(message: Message, at: int) -> Headers:
 
 def read_record(to: Address, key: bytes | None, *, value: bytes | None, headers: Found, ms: int) -> Read:
     """Return what a record holds. Nothing in it can make this fail: foreign bytes are kept as bytes."""
+    own: Mapping[str, str] = _NOTHING
+    foreign: dict[str, bytes] | None = None
+    try:  # names that were seen before, and text: what nearly every record has
+        ours = {_PLAIN[name]: _text(raw) for name, raw in _pairs(headers)}
+        handed = ours.pop(_HANDED, None)
+    except (KeyError, TypeError, UnicodeDecodeError):
+        ours, own, foreign = _headers_of(headers)
+        handed = own.get(_AT)
+    text_key = None if key is None else key.decode("utf-8", "surrogateescape")
+    if isinstance(to, DeadChannel):
+        text_key = None if _KEYLESS in own else own.get(_KEY, text_key)
+    base = ms * 1000
+    at = base if (said := _number(handed)) is None else said
+    id_, source, due = ours.get("ce-id", ""), ours.get("ce-source", ""), None
+    if own:
+        id_, source, due = own.get(_ID, id_), own.get(_SOURCE, source), _number(own.get(_DUE))
+    message = Message(to, id_, source, text_key, ours, value or b"", due)
+    stored_at = at if base <= at <= base + 999 else base if at < base else base + 999
+    return Read(message, foreign, stored_at, at)
+
+
+def _headers_of(headers: Found) -> tuple[dict[str, str], dict[str, str], dict[str, bytes] | None]:
+    """Return the headers of a message, those that only the adapter reads, and those that are no text."""
     ours: dict[str, str] = {}
     own: dict[str, str] = {}
-    foreign: dict[str, bytes] | None = None
+    foreign: dict[str, bytes] = {}
     for wire_name, raw in _pairs(headers):
         name = _NAMES.get(wire_name)
         if name is None:
             name = _name_of(wire_name)
-        data = raw if isinstance(raw, bytes) else b"" if raw is None else raw.encode()
         try:
-            text = data.decode()
+            text = raw.decode() if isinstance(raw, bytes) else raw or ""
         except UnicodeDecodeError:
-            foreign = {} if foreign is None else foreign
-            foreign[wire_name] = data
+            foreign[wire_name] = raw if isinstance(raw, bytes) else b""
             continue
         if name:
             ours[name] = text
@@ -98,23 +118,7 @@ def read_record(to: Address, key: bytes | None, *, value: bytes | None, headers:
             own[wire_name] = text
         else:
             ours[""] = text
-    text_key = None if key is None else key.decode("utf-8", "surrogateescape")
-    if isinstance(to, DeadChannel):
-        text_key = None if _KEYLESS in own else own.get(_KEY, text_key)
-    at = _number(own.get(_AT))
-    base = ms * 1000
-    stored_at = base if at is None else min(max(at, base), base + 999)
-    id_, source = own.get(_ID), own.get(_SOURCE)
-    message = Message(
-        to,
-        ours.get("ce-id", "") if id_ is None else id_,
-        ours.get("ce-source", "") if source is None else source,
-        text_key,
-        ours,
-        value or b"",
-        _number(own.get(_DUE)),
-    )
-    return Read(message, foreign, stored_at, base if at is None else at)
+    return ours, own, foreign or None
 
 
 def _name_of(wire_name: str) -> str:
@@ -127,7 +131,22 @@ def _name_of(wire_name: str) -> str:
         name = wire_name.removeprefix(_QUOTED)
     if len(_NAMES) < _NAMES_MAX:
         _NAMES[wire_name] = name
+        if name and name != _HANDED:
+            _PLAIN[wire_name] = name
     return name
+
+
+def _wire_name(name: str) -> str:
+    """Return the record header that one of ours becomes; remembered while there is room."""
+    if name.startswith("ce-"):
+        wire_name = "ce_" + name[3:]
+    elif name.startswith(_QUOTE) or name in _OURS:
+        wire_name = _QUOTED + name
+    else:
+        wire_name = name
+    if len(_WIRE_NAMES) < _NAMES_MAX:
+        _WIRE_NAMES[name] = wire_name
+    return wire_name
 
 
 def size_of(message: Message, enough: int) -> int:
@@ -157,4 +176,4 @@ def _pairs(headers: Found) -> Iterable[tuple[str, str | bytes | None]]:
 
 
 def _number(text: str | None) -> int | None:
-    return int(text) if text is not None and text.isascii() and text.isdigit() and len(text) < 19 else None
+    return int(text) if text is not None and len(text) < 19 and text.isdigit() and text.isascii() else None
