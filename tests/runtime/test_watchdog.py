@@ -15,6 +15,7 @@ from runtime_doubles import Hushable
 from runtime_world import OrderPlaced, Recorder
 
 from tidewire import DependencyUnavailable, Options, Retry, Service, running
+from tidewire.config import open_transport
 from tidewire.runtime.parts import Parts
 from tidewire.runtime.serve import Running
 from tidewire.runtime.subscriber import Health
@@ -261,3 +262,24 @@ def test_stopping_while_deaf_is_no_failure() -> None:
         assert [] == shop.seen
 
     run(scenario())
+
+
+def test_on_kafka_a_member_that_is_given_nothing_is_rebuilt(kafka_url: str) -> None:
+    """The broker's own offsets say that events wait; the next membership gets them, and nothing is handled twice."""
+    shop = Shop()
+    options = Options(lanes=4, stuck_after=timedelta(seconds=4), grace=timedelta(seconds=2))
+
+    async def scenario() -> None:
+        async with open_transport(kafka_url) as transport, open_memory_store() as store:
+            broker = Hushable(transport)
+            async with running(shop.service(), transport=broker, store=store, options=options) as app:
+                one = Night(broker, store, app, Recorder(), Parts())
+                await one.place("a")
+                await one.until(lambda: shop.seen == ["a-0"], timedelta(seconds=30))
+                await broker.hush()
+                await one.place("b", "c")
+                await one.until(lambda: sorted(shop.seen) == ["a-0", "b-0", "c-0"], timedelta(seconds=60))
+                assert 1 == one.health.stalls
+                await one.until(lambda: one.app.ready, timedelta(seconds=30))
+
+    asyncio.run(scenario())

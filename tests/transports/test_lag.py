@@ -83,7 +83,7 @@ def test_what_waits_for_a_member_is_told_by_its_lanes(opened: Opened) -> None:
                 await transport.publish([message(9, due=FAR), message(10, inbox=True, due=FAR)])
                 assert [] == await receiver.receive(1, timedelta(milliseconds=100))
                 async with asyncio.timeout(10):
-                    while await transport.lag("lagging", lanes):  # what Kafka has not fetched yet may be due
+                    while await transport.lag("lagging", lanes):  # what Kafka has not been asked to hand out may be due
                         await receiver.receive(1, timedelta(milliseconds=100))
                 assert 0 == await transport.lag("others", lanes)
                 assert 0 == await transport.lag("lagging", [])

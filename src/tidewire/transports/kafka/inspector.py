@@ -153,8 +153,8 @@ class KafkaInspector:
         return stats
 
     async def lag(self, group: str, lanes: Sequence[str]) -> int:
-        """Return how far the ends of *lanes* are ahead of what was fetched. An end that is ahead and has nothing to
-        be read in between (only marks of transactions) is none. What was not fetched counts as due: nobody knows."""
+        """Return how far the ends of *lanes* are ahead of what was handed out. An end that is ahead and has nothing to
+        be read in between (only marks of transactions) is none. What was never looked at counts as due."""
         self._check_open()
         mine = [one for one in self._receivers if one.subscription.group == group]
         awaited = {place: offset for one in mine for place, offset in one.reading(lanes).items()}

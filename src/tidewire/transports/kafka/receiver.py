@@ -200,10 +200,10 @@ class KafkaReceiver:
         }
 
     def reading(self, lanes: Container[str]) -> dict[tuple[str, int], int]:
-        """Return the offset that is awaited next, by partition, of those of *lanes* that may hand out."""
+        """Return the offset that is to be handed out next, by partition, of those of *lanes* that may hand out."""
         open_ = [lane for lane in self._order if lane.name in lanes and not (lane.paused or lane.revoking)]
         feeds = [feed for lane in open_ for feed in lane.feeds if feed.has_window and not feed.paused]
-        return {(feed.log, feed.partition): feed.next_offset for feed in feeds}
+        return {(one.log, one.partition): one.fresh[0][0] if one.fresh else one.next_offset for one in feeds}
 
     def _check(self) -> None:
         if os.getpid() != self._process:
