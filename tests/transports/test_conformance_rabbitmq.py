@@ -13,13 +13,35 @@ import aiormq
 import pytest
 from kafka_proxy import Proxy, proxy
 
+from tidewire.model import InboxChannel, Topic
 from tidewire.protocols import Transport
 from tidewire.testing.servers.processes import free_port
 from tidewire.testing.servers.rabbitmq import LIMITED, RabbitServer
 from tidewire.testing.transports import Faults, Site, TransportConformance, spawn_client
 from tidewire.transports.rabbitmq import open_rabbit_transport
+from tidewire.transports.rabbitmq.names import dead_queue, inbox_queue, lane_queue, tier_of, token_queue
 
 OPENER = "tidewire.transports.rabbitmq:open_rabbit_transport"
+
+
+async def sweep(server: RabbitServer, swept: set[str]) -> None:
+    """Delete the queues of topics that were made since: after thousands of them a restart would take minutes."""
+    async with open_rabbit_transport(server.url) as transport:
+        await transport.topics()
+        groups = [pair for pair in transport._catalogue.groups if pair[0] not in swept]
+        topics, tiers = transport._catalogue.topics, transport._catalogue.tiers
+    connection = await aiormq.connect(server.url)
+    channel = await connection.channel()
+    for topic, group in groups:
+        swept.add(topic)
+        tos: list[Topic | InboxChannel] = [Topic(topic), InboxChannel(topic, group)]
+        names = [dead_queue(topic, group)]
+        names += [name(topic, group, number) for name in (lane_queue, inbox_queue, token_queue)
+                  for number in range(topics[topic].lanes)]  # fmt: skip
+        names += [tier_of(to, tier) for to in tos for tier in tiers.get((topic, getattr(to, "group", "")), ())]
+        for name in names:
+            await channel.queue_delete(name)
+    await connection.close()
 
 
 async def delete_all(server: RabbitServer, topic: str) -> None:
@@ -41,6 +63,7 @@ class TestRabbitTransport(TransportConformance):
     proxy: Proxy
     proxy_port: int
     options: ClassVar[str] = "timeout=6"
+    swept: ClassVar[set[str]] = set()
 
     @pytest.fixture(autouse=True, scope="class")
     @classmethod
@@ -53,6 +76,11 @@ class TestRabbitTransport(TransportConformance):
         server.control("set_permissions", LIMITED[0], r"^tidewire\.MEMBER\.", ".*", ".*")
         with proxy(cls.proxy_port, server.port) as cls.proxy:
             yield
+
+    @pytest.fixture(autouse=True)
+    def _swept(self) -> Iterator[None]:
+        yield
+        asyncio.run(sweep(self.server, self.swept))
 
     def site(self, directory: Path) -> Site:
         """Return the broker that all cases share, behind a proxy."""

@@ -1,4 +1,4 @@
-"""Which topics and groups there are, and how they were made. The broker cannot be asked: a stream holds it."""
+"""Which topics and groups there are, and how they were made. The broker cannot be asked: a queue holds it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from datetime import timedelta
 from typing import Literal
 
 import msgspec
+from aiormq.exceptions import ChannelNotFoundEntity
 
+from tidewire.errors import TransportRefused
 from tidewire.model import Address, TopicSpec
 from tidewire.rules.letters import topic_of
 from tidewire.transports.rabbitmq.desk import Desk
@@ -53,7 +55,8 @@ class Catalogue:
         self.groups: dict[tuple[str, str], Entry] = {}
         self.tiers: dict[tuple[str, str], set[int]] = {}  # of topics (with no group), and of inbox channels
         self.exists = False
-        self._journal = Journal(CATALOGUE, desk.settings.timeout)
+        self._gone: dict[str, Entry] = {}
+        self._journal = Journal(CATALOGUE, desk.settings.timeout, name=f"{desk.name}-catalogue")
         self._looking = asyncio.Lock()
 
     def knows(self, address: Address) -> bool:
@@ -66,8 +69,28 @@ class Catalogue:
 
     async def know(self, addresses: Iterable[Address]) -> None:
         """Look again, if one of *addresses* is not known."""
-        if not all(self.knows(address) for address in addresses):
+        wanted = list(addresses)
+        if not all(self.knows(address) for address in wanted):
             await self.look()
+            await self.verify({topic for address in wanted if (topic := topic_of(address)) in self._gone})
+
+    async def verify(self, topics: Iterable[str]) -> None:
+        """Know those of *topics* no more whose exchange is not there, and those again that are there again."""
+        line = await self.desk.line()
+        for topic in topics:
+            entry = self.topics.get(topic) or self._gone.get(topic)
+            if entry is None:
+                continue
+            try:
+                async with line.a_pipe() as pipe:
+                    await line.ask(pipe.exchange_declare(topic, passive=True))
+            except TransportRefused as error:
+                if not isinstance(error.__cause__, ChannelNotFoundEntity):
+                    raise
+                self._gone[topic] = entry
+                self.topics.pop(topic, None)
+            else:
+                self.topics[topic] = entry
 
     async def look(self, line: Line | None = None) -> None:
         """Read what was added."""
@@ -91,7 +114,7 @@ class Catalogue:
         self._take(entry)
 
     async def make(self, line: Line) -> None:
-        """Create the stream. Only under the desk's lock."""
+        """Create the queue. Only under the desk's lock."""
         await self._journal.make(line)
         self.exists = True
 

@@ -15,7 +15,9 @@ from tidewire.transports.rabbitmq.settings import RabbitSettings
 
 __all__ = ["Desk"]
 
-_AGAIN = 0.02
+_AGAIN = 0.05
+_PATIENCE = 10
+"""Whoever has the lock may have many questions, each of which may take the whole time-out."""
 
 
 class Desk:
@@ -58,7 +60,7 @@ class Desk:
         """
         async with self._turn:  # the lock is the connection's: tasks of ours take turns here
             line = await self.line()
-            for _ in range(int(self.settings.timeout / _AGAIN) + 1):
+            for _ in range(int(_PATIENCE * self.settings.timeout / _AGAIN) + 1):
                 if await self._lock(line):
                     break
                 await asyncio.sleep(_AGAIN)

@@ -47,6 +47,7 @@ TABLE: dict[type[BaseException], tuple[type[TransportError], str]] = {
     asyncio.IncompleteReadError: (TransportUnavailable, ""),
     OSError: (TransportUnavailable, ""),
 }
+_AWAY = "down or inaccessible"
 FOREIGN = (
     library.AMQPError,
     library.ChannelInvalidStateError,
@@ -62,6 +63,8 @@ def translated(error: BaseException, what: str) -> TransportError:
     """Return what tidewire raises for *error*: refused where a person must change something, else unavailable."""
     if isinstance(error, TransportError):
         return error
+    if _AWAY in str(error):  # after a crash a broker says so for a while of what it has
+        return TransportUnavailable(f"{what}: {_said(error)}")
     for kind in type(error).__mro__:
         if kind in TABLE:
             raised, hint = TABLE[kind]

@@ -9,6 +9,7 @@ from datetime import datetime
 
 import msgspec
 from aiormq.abc import DeliveredMessage
+from aiormq.exceptions import ChannelNotFoundEntity
 
 from tidewire.chance import Ids
 from tidewire.errors import TransportRefused
@@ -59,7 +60,7 @@ class RabbitInspector(ABC):
         self._ids = ids
         self._desk = catalogue.desk
         self._receivers: list[RabbitReceiver] = []
-        self._audit = Journal(AUDIT, catalogue.desk.settings.timeout)
+        self._audit = Journal(AUDIT, catalogue.desk.settings.timeout, name=f"{catalogue.desk.name}-audit")
         self._acts: list[tuple[int, Act]] = []
         self._reading = asyncio.Lock()
 
@@ -89,7 +90,14 @@ class RabbitInspector(ABC):
         self._check_open()
         await self._catalogue.look()
         wanted = sorted(pair for pair in self._catalogue.groups if topic in (None, pair[0]))
-        return [await self._group(*pair) for pair in wanted]
+        found: list[GroupInfo] = []
+        for pair in wanted:
+            try:
+                found.append(await self._group(*pair))
+            except TransportRefused as error:  # its queues were deleted: it is not there
+                if not isinstance(error.__cause__, ChannelNotFoundEntity):
+                    raise
+        return found
 
     async def stats(self, topic: str, group: str) -> Stats:
         """Return the counts of (topic, group). What a member does not answer for, nobody can tell."""
@@ -203,7 +211,7 @@ class RabbitInspector(ABC):
         raise TransportRefused("RabbitMQ keeps nothing that is settled: there is no way back")
 
     async def note(self, act: Act) -> None:
-        """Store *act* in a stream, which is the one thing here that can be read again."""
+        """Store *act* in a queue whose messages stay."""
         self._check_open()
         async with self._desk.locked() as line:
             if await self._read_acts(line) is None:

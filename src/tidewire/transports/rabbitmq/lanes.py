@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import msgspec
 
@@ -75,6 +75,12 @@ class Lane:
             self.far.append(tag)
         else:
             self.fresh[inbox].append(tag)
+
+    def sent_on(self, left: Iterable[int]) -> None:
+        """What was far away waits elsewhere now; *left*, which could not be sent on, waits here."""
+        self.far = []
+        for tag in left:
+            heapq.heappush(self.waiting, (self.unacked[tag].read.message.not_before or 0, tag))
 
     def next(self, now: int) -> Delivery | None:
         """Hand one out: what came back first, then the topic and the inbox channel in turn."""

@@ -10,7 +10,7 @@ import logging
 import ssl
 from collections.abc import Callable
 
-from aiormq.abc import AbstractConnection, ArgumentsType, ConfirmationFrameType, DeliveredMessage
+from aiormq.abc import AbstractConnection, ConfirmationFrameType, DeliveredMessage
 from aiormq.channel import Channel
 from aiormq.connection import Connection, TransportFactory
 from aiormq.exceptions import AMQPConnectionError
@@ -43,14 +43,10 @@ class Pipe(Channel):
         tag: str,
         no_ack: bool = False,
         exclusive: bool = False,
-        start: str | int | None = None,
     ) -> None:
-        """Ask to be given what is in *queue*; *taker* is called for each, *start* says where in a stream to begin."""
+        """Ask to be given what is in *queue*; *taker* is called for each."""
         self.takers[tag] = taker
-        arguments: ArgumentsType | None = None if start is None else {"x-stream-offset": start}
-        await self.basic_consume(
-            queue, _no_task, no_ack=no_ack, exclusive=exclusive, consumer_tag=tag, arguments=arguments
-        )
+        await self.basic_consume(queue, _no_task, no_ack=no_ack, exclusive=exclusive, consumer_tag=tag)
 
     async def _on_deliver_frame(self, frame: spec.Basic.Deliver) -> None:
         message = await self._whole(frame)

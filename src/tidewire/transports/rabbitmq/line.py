@@ -16,7 +16,7 @@ from tidewire.transports.rabbitmq.settings import RabbitSettings
 
 __all__ = ["Line", "Silent", "open_line"]
 
-_GOODBYE = 0.5
+_GOODBYE = 0.25
 _OLDEST = (3, 10)
 T = TypeVar("T")
 
@@ -140,7 +140,7 @@ class Line:
         """
         try:
             async with asyncio.timeout(self._settings.timeout):
-                return await asyncio.shield(question)
+                answers, error = await asyncio.shield(_answered(question))
         except TimeoutError:
             self.cut()
             raise Silent(f"{self.what}: no answer in time") from None
@@ -149,8 +149,9 @@ class Line:
             if task is not None and task.cancelling():
                 raise
             raise TransportUnavailable(f"{self.what}: the connection has ended") from None  # it cancels what waits
-        except FOREIGN as error:
+        if error is not None:
             raise translated(error, self.what) from error
+        return answers[0]
 
     async def close_pipe(self, pipe: Pipe) -> None:
         """Close a channel, whatever is left in it; nothing happens if it is closed."""
@@ -174,6 +175,14 @@ class Line:
                 async with asyncio.timeout(_GOODBYE):
                     await asyncio.wait([end_of(self._connection)])
             await asyncio.sleep(0)
+
+
+async def _answered(question: Awaitable[T]) -> tuple[list[T], BaseException | None]:
+    """Return the answer, or what was raised instead: when nobody waits any more, that is nobody's."""
+    try:
+        return [await question], None
+    except FOREIGN as error:
+        return [], error
 
 
 async def open_line(settings: RabbitSettings, name: str, *, heartbeat: int = 30) -> Line:

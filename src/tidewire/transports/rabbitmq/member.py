@@ -398,14 +398,14 @@ class Member:
 
     # --- leaving --------------------------------------------------------------------------------------------------
 
-    async def end(self) -> None:
-        """Give everything back uncounted, and end the connection."""
+    async def end(self, seconds: float) -> None:
+        """Give everything back uncounted, in so many *seconds* at most, and end the connection."""
         self.leaving = True
         line = self.line
         if line is None:
             return
         try:
-            async with asyncio.timeout(1.0):
+            async with asyncio.timeout(seconds):
                 await self.hand_over([lane for lane in self.lanes.values() if lane.epoch and not lane.closing])
         except (TimeoutError, TransportError):
             line.cut()  # what it has comes back by itself

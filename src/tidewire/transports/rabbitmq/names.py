@@ -29,9 +29,9 @@ __all__ = [
 ]
 
 CATALOGUE = "tidewire.CATALOGUE"
-"""A stream: the topics and groups that were made, since the protocol has no way to ask for them."""
+"""A queue whose messages stay: the topics and groups that were made, since the protocol has no way to ask for them."""
 AUDIT = "tidewire.AUDIT"
-"""A stream: what operators did."""
+"""A queue whose messages stay: what operators did."""
 MEMBERS = "tidewire.MEMBERS"
 """An exchange by which the members of a group, its routing key, hear of each other."""
 NOBODY = "tidewire.NOBODY"

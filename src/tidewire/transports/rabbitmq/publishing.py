@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import count
 
 import msgspec
 
 from tidewire.chance import Ids
-from tidewire.errors import TransportClosed, TransportRefused, TransportUnavailable
+from tidewire.errors import TransportClosed, TransportError, TransportRefused, TransportUnavailable
 from tidewire.model import Address, DeadChannel, InboxChannel, Message, Receipt, Topic
 from tidewire.protocols import Clock
 from tidewire.rules.letters import topic_of
@@ -129,12 +130,14 @@ class Publisher:
             elif not receipt.ok and message.key is not None:
                 gaps.add((message.to, message.key))
             lot.put(place, receipt)
+        if self._outlet is not None and self._outlet.pipe.is_closed and self._outlet.line.is_open:
+            with suppress(TransportError):  # a channel ends so for an exchange that is not there
+                await self._catalogue.verify({topic_of(lot.copies[place].message.to) for place in batch})
 
     def _receipt(self, message: Message, confirm: Confirm) -> Receipt:
         if confirm == "ack":
             return Receipt(message.id, "stored")
         if confirm == "returned":
-            self._topology.forget(topic_of(message.to))
             return Receipt(message.id, "rejected", "unknown_topic", f"no queue takes what goes to {message.to}")
         if confirm == "unknown":
             return Receipt(message.id, "unknown", "no_answer", "the broker has not confirmed it")

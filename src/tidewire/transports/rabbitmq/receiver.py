@@ -38,6 +38,8 @@ from tidewire.transports.rabbitmq.publishing import Copy
 __all__ = ["RabbitReceiver"]
 
 _POLL = 0.25
+_HAND_OVER = 0.7
+"""Seconds that giving lanes up may take beyond the grace."""
 
 
 class RabbitReceiver:
@@ -58,6 +60,7 @@ class RabbitReceiver:
         self._woken = asyncio.Event()
         self._calm = asyncio.Event()
         self._left = False
+        self._end = 0.0  # of the grace, once it has begun
         self._turn = 0
         self._lease = subscription.lease // timedelta(microseconds=1) * 1_000
         self._awake_at = clock.ticks()
@@ -159,7 +162,7 @@ class RabbitReceiver:
         member = self.member
         member.leaving = True
         self._woken.set()
-        end = self._loop.time() + self.subscription.grace.total_seconds()
+        end = self._end = self._loop.time() + self.subscription.grace.total_seconds()
         with suppress(TransportUnavailable, TimeoutError):  # then they learn it from the end of our queue
             async with asyncio.timeout(max(0.05, self.subscription.grace.total_seconds())):
                 await member.depart()
@@ -175,7 +178,7 @@ class RabbitReceiver:
         """Give everything back uncounted, and leave the group."""
         self._left = True
         self._woken.set()
-        await self.member.end()
+        await self.member.end(max(_HAND_OVER, self._end + _HAND_OVER - self._loop.time()))
 
     def _check(self) -> None:
         if os.getpid() != self._process:
@@ -218,15 +221,11 @@ class RabbitReceiver:
     async def _send_on(self) -> None:
         """What waits for a time that is far away goes through another tier of the delays: cut off, it is twice."""
         for lane in list(self.member.lanes.values()):
-            far, lane.far = lane.far, []
-            helds = [lane.unacked[tag] for tag in far if tag in lane.unacked]
-            if not helds:
-                continue
+            helds = [lane.unacked[tag] for tag in lane.far if tag in lane.unacked]
             stored = await self._put_off(lane, [(held, held.read.message.not_before or 0, False) for held in helds])
             if self._mine(lane):
-                lane.far += [held.tag for held, ok in zip(helds, stored, strict=True) if not ok]
-                tags = {held.tag for held, ok in zip(helds, stored, strict=True) if ok}
-                await self._ack({lane: tags})
+                lane.sent_on([held.tag for held, ok in zip(helds, stored, strict=True) if not ok])
+                await self._ack({lane: {held.tag for held, ok in zip(helds, stored, strict=True) if ok}})
 
     async def _put_off(self, lane: Lane, batch: Sequence[tuple[Held, int, bool]]) -> list[bool]:
         """Publish copies that come back to *lane* when they are due."""

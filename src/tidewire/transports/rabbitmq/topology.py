@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 
 from aiormq.abc import ArgumentsType
-from aiormq.exceptions import ChannelAccessRefused, ChannelPreconditionFailed
+from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity, ChannelPreconditionFailed
 
 from tidewire.errors import TransportError, TransportRefused
 from tidewire.model import Change, GroupSpec, InboxChannel, Topic, TopicSpec
@@ -131,6 +131,7 @@ class Topology:
         if (unfit := self._unfit(spec, set())) is not None:
             return unfit
         new = self._new(spec)
+        new += [name for name in spec.topics if name not in new and not await self._is_whole(line, name, spec.name)]
         try:
             for name in spec.topics:
                 await self._make_queues(line, name, spec.name, fresh=name in new)
@@ -167,6 +168,18 @@ class Topology:
         size: ArgumentsType = {} if replicas < 0 else {"x-quorum-initial-group-size": replicas}
         return {"x-queue-type": "quorum", "x-delivery-limit": limit, **size}
 
+    async def _is_whole(self, line: Line, topic: str, group: str) -> bool:
+        """Whether no queue of a group was deleted."""
+        try:
+            async with line.a_pipe() as pipe:
+                for queue, _ in self._queues(topic, group):
+                    await line.ask(pipe.queue_declare(queue, passive=True))
+        except TransportRefused as error:
+            if not isinstance(error.__cause__, ChannelNotFoundEntity):
+                raise
+            return False
+        return True
+
     async def _make_queues(self, line: Line, topic: str, group: str, *, fresh: bool) -> None:
         """Declare the queues of a group on a topic. Who may create nothing sees at least that they are there."""
         queues = self._queues(topic, group)
@@ -182,7 +195,7 @@ class Topology:
                     await line.ask(pipe.queue_declare(queue, passive=True))
 
     async def _join(self, line: Line, topic: str, spec: GroupSpec) -> None:
-        """Let everything that is published from now on reach a group that was not there.
+        """Let everything that is published from now on reach a group that was not there, or not whole.
 
         The tokens begin with the time: a group that is made anew has greater epochs than the one before.
         """
@@ -243,10 +256,6 @@ class Topology:
             }
             await line.ask(pipe.queue_declare(name, durable=True, arguments=arguments))
             await line.ask(pipe.queue_bind(name, name, ""))
-
-    def forget(self, topic: str) -> None:
-        """Something of *topic* is not there any more: know nothing of it."""
-        self._catalogue.topics.pop(topic, None)
 
 
 def _compared(spec: TopicSpec, catalogue: Catalogue) -> Change | None:
