@@ -154,6 +154,21 @@ def test_it_dies_at_the_point_it_is_told() -> None:
     assert "a0\ndies one" == told(main)
 
 
+def test_a_timer_that_goes_off_has_come() -> None:
+    """However little was left to wait, and whatever is ready: who waits for the rest of a time finds none left."""
+
+    async def main(loop: SimLoop, notes: list[str]) -> None:
+        end, rounds = loop.time() + 1e-9, 0
+        while loop.time() < end and rounds < 100:
+            busy = loop.create_task(steps([], "busy"))
+            await asyncio.sleep(end - loop.time())
+            busy.cancel()
+            rounds += 1
+        notes.append(f"{rounds} rounds")
+
+    assert "1 rounds" == told(main)
+
+
 def test_a_deadlock_is_found() -> None:
     """Where everybody waits and no timer is set, the simulation says so."""
 

@@ -293,6 +293,8 @@ class SimLoop(asyncio.BaseEventLoop):
             handle = heapq.heappop(timers)
             handle._scheduled = False
             if not handle._cancelled:
+                # Or who waits for the rest of a time would find some left, again and again at the same moment.
+                self.now = max(self.now, handle._when)
                 self._queue.append(handle)
 
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
