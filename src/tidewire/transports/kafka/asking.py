@@ -9,6 +9,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from itertools import count
 from typing import TypeVar
@@ -39,6 +40,8 @@ K = TypeVar("K")
 Place = tuple[str, int]
 _STEP = 0.05
 _OPEN = 0.25
+_LOOK = 2.0
+_NEW = 5.0  # who coordinates a first group, a client asks three times in vain, and no more, without a word
 _ONE = 3.0  # seconds for one of several brokers
 _THREADS = 4
 _TRIES = 20  # a topic that was just created may be unknown to the broker that is asked
@@ -50,6 +53,8 @@ _SOON = frozenset(
     }
 )
 """What a broker says that will answer in a moment, or the client where none has answered in its time."""
+_STALE = frozenset({"FENCED_LEADER_EPOCH", "UNKNOWN_LEADER_EPOCH"})
+"""What it says of a question that names another reign of a partition's leader: after a restart there is a new one."""
 
 
 class Span(msgspec.Struct, frozen=True):
@@ -127,15 +132,24 @@ class Asker:
                 try:
                     return question(admin)
                 except KafkaException as error:
-                    soon = code_of(error) in _SOON or (code_of(error) == "UNKNOWN_TOPIC_OR_PART" and tries < _TRIES)
+                    stale = code_of(error) in _STALE
+                    soon = stale or code_of(error) in _SOON
+                    soon = soon or (code_of(error) == "UNKNOWN_TOPIC_OR_PART" and tries < _TRIES)
                     if not soon or self._clock.ticks() > end or self._closed.is_set():
                         raise translated(error, what) from error
                     tries += 1
+                    if stale:  # the client would ask on with what it knows, for minutes
+                        self._look_again(admin)
                 except TimeoutError as error:
                     raise TransportUnavailable(f"{what}: no answer in time") from error
                 self._closed.wait(_STEP)
 
         return await self._loop.run_in_executor(self._threads, ask)
+
+    def _look_again(self, admin: AdminClient) -> None:
+        """Let the client hear who leads; where nobody tells, the question that follows fails, and says why."""
+        with suppress(KafkaException):
+            admin.list_topics(timeout=_LOOK)
 
     def _all(self, futures: Mapping[K, Future[T]]) -> dict[K, T]:
         return {key: future.result(self.settings.timeout + 1.0) for key, future in futures.items()}
@@ -279,7 +293,8 @@ class Asker:
         def ask(admin: AdminClient) -> None:
             request = [ConsumerGroupTopicPartitions(group, wanted)]
             try:
-                (result,) = self._all(admin.alter_consumer_group_offsets(request)).values()
+                asked = admin.alter_consumer_group_offsets(request, request_timeout=min(_NEW, self.settings.timeout))
+                (result,) = self._all(asked).values()
             except KafkaException as error:
                 if code_of(error) in ("NON_EMPTY_GROUP", "UNKNOWN_MEMBER_ID", "STALE_MEMBER_EPOCH"):
                     raise TransportRefused(f"group {group} has members", hint="stop them first") from error
