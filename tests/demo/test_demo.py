@@ -22,10 +22,10 @@ KEYS = {
 }  # fmt: skip
 
 
-def demo(*arguments: str) -> tuple[int, dict[str, Any]]:
+def demo(*arguments: str, seconds: float = 240) -> tuple[int, dict[str, Any]]:
     """Run the demo and return its exit code and its report."""
     command = [sys.executable, "-m", "tidewire.cli", "demo", "--json", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
     assert done.stdout, done.stderr
     report: dict[str, Any] = json.loads(done.stdout)
     return done.returncode, report
@@ -103,6 +103,29 @@ def test_the_demo_clears_its_schemas_away(tmp_path: Path, postgresql_url: str) -
     with psycopg.connect(postgresql_url) as connection:
         left = connection.execute("SELECT nspname::text FROM pg_namespace WHERE nspname LIKE 'demo%'").fetchall()
     assert [] == left
+
+
+@pytest.mark.usefixtures("kafka_server")  # where there is none, the demo cannot start one either
+def test_the_books_balance_on_a_kafka_that_is_killed(tmp_path: Path) -> None:
+    """The same shop on the demo's own Kafka, which dies twice with `kill -9` while services do too."""
+    file = lines(tmp_path / "orders.jsonl", 300, 23)
+    code, report = demo("--chaos", "--broker", "kafka://", "--orders", file, seconds=500)
+    assert (0, 0, 0) == (report["lost"], report["duplicated"], report["out_of_order"])
+    assert (0, True, []) == (code, report["balanced"], report["problems"])
+    assert (2, True) == (report["server_kills"], report["kills"] >= 10)
+
+
+def test_a_broker_that_has_topics_of_a_shop_is_refused(tmp_path: Path) -> None:
+    """What lies there is not the demo's: it would be counted in the books, or taken from a shop that is real."""
+    url = f"sqlite:///{tmp_path / 'broker.db'}"
+    file = lines(tmp_path / "orders.jsonl", 20, 29)
+    code, report = demo("--broker", url, "--orders", file)
+    assert (0, True) == (code, report["balanced"])
+    command = [sys.executable, "-m", "tidewire.cli", "demo", "--broker", url, "--orders", file]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert 2 == done.returncode
+    assert "shop.order" in done.stderr
+    assert "hint:" in done.stderr
 
 
 @pytest.mark.parametrize("url", ["sqlite:///x.db", "memory://", "mysql://host/x"])

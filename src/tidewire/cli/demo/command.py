@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from importlib import resources
 from importlib.util import find_spec
@@ -29,14 +29,14 @@ from tidewire.cli.demo.worker import OPTIONS
 from tidewire.cli.exits import INTERRUPTED
 from tidewire.errors import ConfigurationError, MissingExtra, StoreUnavailable, TransportUnavailable
 from tidewire.kit.groups import first_error
-from tidewire.model import GroupSpec, TopicSpec
+from tidewire.model import Change, GroupSpec, Stats, TopicSpec
 
 __all__ = ["run"]
 
 T = TypeVar("T")
 _KILLS_MIN = 12
 _KILL_EVERY = 0.9
-_STILL_MAX = 30.0
+_STILL_MAX = 75.0  # a broker with settings for production gives a dead member's lanes to others after 45 s
 _SHIPPED = "orders-5000.jsonl"
 
 
@@ -104,7 +104,7 @@ async def _run(
         premises.opened() as transport,
     ):
         supervisor = Supervisor(premises, listener=listener, plant=arguments.plant or "")
-        await provision(transport)
+        await provision(transport, fresh=premises.broker == arguments.broker)
         try:
             async with asyncio.TaskGroup() as tasks:
                 keeping = [tasks.create_task(supervisor.keep(member)) for member in supervisor.members]
@@ -132,8 +132,12 @@ async def _run(
     return _report(books, supervisor, seconds), books
 
 
-async def provision(transport: Any) -> None:
-    """Create the shop's topics and groups before anybody publishes."""
+async def provision(transport: Any, *, fresh: bool = False) -> None:
+    """Create the shop's topics and groups before anybody publishes.
+
+    Raises:
+        ConfigurationError: some are there already, and *fresh* says that none may be: what they hold is not ours.
+    """
     topics: set[str] = set()
     groups: list[GroupSpec] = []
     for name, service in SERVICES.items():
@@ -142,6 +146,13 @@ async def provision(transport: Any) -> None:
         if asked:
             groups.append(GroupSpec(name, asked))
     specs = [TopicSpec(topic, lanes=OPTIONS.lanes) for topic in sorted({*topics, "shop.parcel", "shop.payment"})]
+    if fresh:
+        planned: Sequence[Change] = await transport.provision(specs, groups, dry_run=True)
+        if there := [change.what for change in planned if change.kind != "create"]:
+            raise ConfigurationError(
+                f"the broker has something of a shop already: {', '.join(there)}",
+                hint="delete it there if a demo has left it, or let the demo start a broker of its own",
+            )
     await transport.provision(specs, groups)
 
 
@@ -182,12 +193,15 @@ def _all_up(supervisor: Supervisor) -> bool:
 
 async def _waiting(transport: Any, premises: Premises) -> list[int]:
     """What waits: per group at the broker, per service in its outbox; a server that is away may hold anything."""
-    counts: list[int] = []
+    places = [
+        (topic, name)
+        for name, service in SERVICES.items()
+        for topic in sorted({handler.event.topic for handler in service.handlers})
+    ]
     try:
-        for name, service in SERVICES.items():
-            for topic in sorted({handler.event.topic for handler in service.handlers}):
-                stats = await transport.stats(topic, name)
-                counts += [stats.ready or 0, stats.in_flight or 0, stats.delayed or 0]
+        # All at once: a broker that has come back may be slow to say who coordinates a group.
+        found: list[Stats] = await asyncio.gather(*(transport.stats(topic, name) for topic, name in places))
+        counts = [count or 0 for stats in found for count in (stats.ready, stats.in_flight, stats.delayed)]
         return counts + await premises.pending()
     except (StoreUnavailable, TransportUnavailable):
         return [1]

@@ -18,7 +18,7 @@ examples:
   tidewire demo --chaos
   tidewire demo --orders mine.jsonl --json
   tidewire demo --chaos --plant no-inbox
-  tidewire demo --chaos --store postgresql://
+  tidewire demo --chaos --store postgresql:// --broker kafka://
 
 exit codes:
   0  the books balance
@@ -38,7 +38,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--store", default="", metavar="URL", help="the services' databases (default: a file each)")
     parser.add_argument("--orders", type=Path, metavar="FILE", help="orders, one JSON object a line (default: shipped)")
     parser.add_argument(
-        "--chaos", action="store_true", help="kill -9 services at random, at least ten times, and the demo's own server"
+        "--chaos",
+        action="store_true",
+        help="kill -9 services at random, at least ten times, and the demo's own servers",
     )
     parser.add_argument("--seconds", type=float, metavar="N", help="stop handing orders in after N seconds")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")

@@ -1,7 +1,8 @@
-"""Where the shop stands: its broker, and a database for each service. Files of its own, or schemas on a server.
+"""Where the shop stands: its broker, and a database for each service. Files of its own, or what servers hold.
 
-``postgresql://`` without a host asks for a private PostgreSQL, which the demo starts, troubles under ``--chaos``, and
-removes. On a server of somebody else each service has a schema of its own, which goes away with the demo.
+``postgresql://`` or ``kafka://`` without a host asks for a private server, which the demo starts, troubles under
+``--chaos``, and removes. On a PostgreSQL of somebody else each service has a schema of its own, which goes away with
+the demo; on a Kafka of somebody else the shop's topics must not be there yet, and stay.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -23,7 +24,9 @@ from tidewire.runtime.producer import transaction
 
 __all__ = ["Premises", "opened_premises"]
 
-_SERVER = "postgresql"
+_POSTGRESQL = "postgresql"
+_NAMES = {_POSTGRESQL: "PostgreSQL", "kafka": "Apache Kafka"}
+"""What the demo can start for itself, by the scheme of its URL."""
 
 
 class Server(Protocol):
@@ -44,12 +47,12 @@ class Server(Protocol):
 
 
 class Premises:
-    """A shop without its people. *broker* and *stores* are URLs; *server* is the demo's own, if it has one."""
+    """A shop without its people. *broker* and *stores* are URLs; *servers* are the demo's own."""
 
-    def __init__(self, broker: str, stores: Mapping[str, str], server: Server | None) -> None:
+    def __init__(self, broker: str, stores: Mapping[str, str], servers: Sequence[Server]) -> None:
         self.broker = broker
         self.stores = stores
-        self.server = server
+        self.servers = servers
         self._opened: dict[str, Store] = {}
 
     @asynccontextmanager
@@ -77,13 +80,12 @@ class Premises:
         """Return how many rows wait in the outbox of each service."""
         return [(await store.outbox.count())[0] for store in self._opened.values()]
 
-    async def trouble(self) -> bool:
-        """Kill the demo's own server and start it again; False where it has none."""
-        if self.server is None:
-            return False
-        await asyncio.to_thread(self.server.kill)
-        await asyncio.to_thread(self.server.start)
-        return True
+    async def trouble(self) -> int:
+        """Kill each of the demo's own servers and start it again; say how many there are."""
+        for server in self.servers:
+            await asyncio.to_thread(server.kill)
+            await asyncio.to_thread(server.start)
+        return len(self.servers)
 
 
 @asynccontextmanager
@@ -94,29 +96,36 @@ async def opened_premises(directory: Path, *, broker: str, store: str) -> AsyncG
         ConfigurationError: what the URL names the shop cannot stand on, or a private server cannot be had.
         StoreUnavailable, TransportUnavailable: the server cannot be reached.
     """
-    if store and urlsplit(store).scheme != _SERVER:
+    if store and urlsplit(store).scheme != _POSTGRESQL:
         raise ConfigurationError(
             f"--store {masked(store)}: the services can keep their books in files of their own, or in PostgreSQL",
             hint="leave --store out, or give postgresql://user@host/database",
         )
     async with AsyncExitStack() as stack:
-        server: Server | None = None
-        if _is_bare(broker) or _is_bare(store):
-            server = await stack.enter_async_context(_private_server())
-            broker, store = (server.url if _is_bare(url) else url for url in (broker, store))
+        own = {
+            scheme: await stack.enter_async_context(_private_server(scheme))
+            for scheme in sorted({urlsplit(url).scheme for url in (broker, store) if _is_bare(url)})
+        }
+        broker, store = (_at(own, url) if _is_bare(url) else url for url in (broker, store))
         run = f"demo_{UUID7Ids().event_id()[-8:]}"
         stores = {
             name: _placed(store, f"{run}_{name}") if store else f"sqlite:///{directory / name}.db" for name in SERVICES
         }
-        if urlsplit(broker).scheme == _SERVER:
+        if urlsplit(broker).scheme == _POSTGRESQL:
             broker = _placed(broker, f"{run}_broker")
-        if server is None:
+        if _POSTGRESQL not in own:
             stack.push_async_callback(_clear_away, [url for url in (broker, *stores.values()) if run in url])
-        yield Premises(broker or f"sqlite:///{directory / 'broker.db'}", stores, server)
+        yield Premises(broker or f"sqlite:///{directory / 'broker.db'}", stores, list(own.values()))
+
+
+def _at(own: Mapping[str, Server], url: str) -> str:
+    scheme = urlsplit(url).scheme
+    # A small machine takes its time to start a broker anew, and until then nothing is in doubt.
+    return f"{own[scheme].url}?timeout=90" if scheme == "kafka" else own[scheme].url
 
 
 def _is_bare(url: str) -> bool:
-    return url.rstrip("/") == f"{_SERVER}:"
+    return url.rstrip("/").removesuffix(":") in _NAMES
 
 
 def _placed(url: str, schema: str) -> str:
@@ -139,14 +148,25 @@ async def _clear_away(urls: Sequence[str]) -> None:
 
 
 @asynccontextmanager
-async def _private_server() -> AsyncGenerator[Server]:
-    from tidewire.testing.servers.postgresql import NoServer, private_server
+async def _private_server(scheme: str) -> AsyncGenerator[Server]:
+    from tidewire.testing.servers.processes import NoServer
 
     async with AsyncExitStack() as stack:
         try:
-            yield await asyncio.to_thread(stack.enter_context, private_server())
+            # Linux ends the server with the thread that starts it: one of the loop's pool lasts until the demo ends.
+            yield await asyncio.to_thread(stack.enter_context, _server_of(scheme))
         except NoServer as error:
             raise ConfigurationError(
-                f"the demo cannot start a PostgreSQL of its own: {error}",
-                hint="install it, or name a server: --store postgresql://user@host/database",
+                f"the demo cannot start {_NAMES[scheme]} for itself: {error}",
+                hint=f"install what is missing, or name a server: {scheme}://host",
             ) from error
+
+
+def _server_of(scheme: str) -> AbstractContextManager[Server]:
+    if scheme == _POSTGRESQL:
+        from tidewire.testing.servers.postgresql import private_server
+
+        return private_server()
+    from tidewire.testing.servers.kafka import private_kafka
+
+    return private_kafka()

@@ -84,7 +84,7 @@ class Supervisor:
     async def chaos(self, chance: random.Random, *, kills: int, every: float) -> None:
         """Kill services that are up, at random times about *every* seconds, until there were *kills*.
 
-        The demo's own server is killed too, after a third and after two thirds of them.
+        The demo's own servers are killed too, after a third and after two thirds of them.
         """
         troubled = 0
         while self.kills < kills and not self._pack.stopping.is_set():
