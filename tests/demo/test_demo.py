@@ -115,6 +115,16 @@ def test_the_books_balance_on_a_kafka_that_is_killed(tmp_path: Path) -> None:
     assert (2, True) == (report["server_kills"], report["kills"] >= 10)
 
 
+@pytest.mark.usefixtures("rabbitmq_server")
+def test_the_books_balance_on_a_rabbitmq_that_is_killed(tmp_path: Path) -> None:
+    """The same shop on the demo's own RabbitMQ, which dies twice with `kill -9` while services do too."""
+    file = lines(tmp_path / "orders.jsonl", 300, 31)
+    code, report = demo("--chaos", "--broker", "amqp://", "--orders", file, seconds=500)
+    assert (0, 0, 0) == (report["lost"], report["duplicated"], report["out_of_order"])
+    assert (0, True, []) == (code, report["balanced"], report["problems"])
+    assert (2, True) == (report["server_kills"], report["kills"] >= 10)
+
+
 def test_a_broker_that_has_topics_of_a_shop_is_refused(tmp_path: Path) -> None:
     """What lies there is not the demo's: it would be counted in the books, or taken from a shop that is real."""
     url = f"sqlite:///{tmp_path / 'broker.db'}"

@@ -1,8 +1,8 @@
 """Where the shop stands: its broker, and a database for each service. Files of its own, or what servers hold.
 
-``postgresql://`` or ``kafka://`` without a host asks for a private server, which the demo starts, troubles under
-``--chaos``, and removes. On a PostgreSQL of somebody else each service has a schema of its own, which goes away with
-the demo; on a Kafka of somebody else the shop's topics must not be there yet, and stay.
+``postgresql://``, ``kafka://`` or ``amqp://`` without a host asks for a private server, which the demo starts,
+troubles under ``--chaos``, and removes. On a PostgreSQL of somebody else each service has a schema of its own, which
+goes away with the demo; on another broker of somebody else the shop's topics must not be there yet, and stay.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tidewire.runtime.producer import transaction
 __all__ = ["Premises", "opened_premises"]
 
 _POSTGRESQL = "postgresql"
-_NAMES = {_POSTGRESQL: "PostgreSQL", "kafka": "Apache Kafka"}
+_NAMES = {_POSTGRESQL: "PostgreSQL", "kafka": "Apache Kafka", "amqp": "RabbitMQ"}
 """What the demo can start for itself, by the scheme of its URL."""
 
 
@@ -121,7 +121,7 @@ async def opened_premises(directory: Path, *, broker: str, store: str) -> AsyncG
 def _at(own: Mapping[str, Server], url: str) -> str:
     scheme = urlsplit(url).scheme
     # A small machine takes its time to start a broker anew, and until then nothing is in doubt.
-    return f"{own[scheme].url}?timeout=90" if scheme == "kafka" else own[scheme].url
+    return own[scheme].url if scheme == _POSTGRESQL else f"{own[scheme].url}?timeout=90"
 
 
 def _is_bare(url: str) -> bool:
@@ -167,6 +167,10 @@ def _server_of(scheme: str) -> AbstractContextManager[Server]:
         from tidewire.testing.servers.postgresql import private_server
 
         return private_server()
-    from tidewire.testing.servers.kafka import private_kafka
+    if scheme == "kafka":
+        from tidewire.testing.servers.kafka import private_kafka
 
-    return private_kafka()
+        return private_kafka()
+    from tidewire.testing.servers.rabbitmq import private_rabbit
+
+    return private_rabbit()
