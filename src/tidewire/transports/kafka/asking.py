@@ -40,6 +40,7 @@ K = TypeVar("K")
 Place = tuple[str, int]
 _STEP = 0.05
 _OPEN = 0.25
+_END = 5.0  # with a question to a dead coordinator open, librdkafka may wait for ever
 _LOOK = 2.0
 _NEW = 5.0  # who coordinates a first group, a client asks three times in vain, and no more, without a word
 _ONE = 3.0  # seconds for one of several brokers
@@ -386,10 +387,16 @@ class Asker:
             reader.unassign()
 
     async def close(self) -> None:
-        """End both clients, and the threads as soon as they are free."""
+        """End both clients, and the threads as soon as they are free.
+
+        A client that the library never lets go is left to a thread that keeps nobody waiting.
+        """
         self._closed.set()
         self._hurry.set()
-        self._admin = None
+        last, self._admin = [self._admin], None
+        ending = threading.Thread(target=last.clear, name="tidewire-kafka-end", daemon=True)
+        ending.start()
+        await apart(partial(ending.join, _END))
         async with self._reading:
             reader, self._reader = self._reader, None
         if reader is not None:
