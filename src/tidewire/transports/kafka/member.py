@@ -33,6 +33,7 @@ _logger = logging.getLogger("tidewire.kafka")
 _POLL = 0.02
 _SECOND = 1_000_000_000
 _TRIES = 20
+_END = frozenset({"UNKNOWN_TOPIC_OR_PART", "TOPIC_AUTHORIZATION_FAILED", "_FATAL"})
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -156,10 +157,10 @@ class Member:
             self._tell(self._failed, translated(error, f"group {self._subscription.group}"))
 
     def _serve(self, consumer: Consumer, seconds: float) -> None:
-        """Let the client call back; what it says of topics that are gone ends the membership."""
+        """Let the client call back; what it says of topics that are gone, or of its own end, ends the membership."""
         message = consumer.poll(seconds)
         error = None if message is None else message.error()
-        if error is None or code_of(error) not in ("UNKNOWN_TOPIC_OR_PART", "TOPIC_AUTHORIZATION_FAILED"):
+        if error is None or code_of(error) not in _END:
             return
         if code_of(error) == "UNKNOWN_TOPIC_OR_PART" and not self._topic_is_gone(consumer):
             return
