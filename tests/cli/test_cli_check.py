@@ -229,7 +229,7 @@ def test_a_file_that_is_no_broker_is_refused(folder: Folder) -> None:
         (("shop:biling",), "did you mean 'billing'?"),
         (("shop:billing", "--brokr", "x"), "did you mean '--broker'?"),
         ((), "`tidewire check --help`"),
-        (("shop:billing", "--broker", "sqlit:///x"), "known schemes: memory, sqlite"),
+        (("shop:billing", "--broker", "sqlit:///x"), "known schemes: amqp, amqps, kafka, memory, postgresql, sqlite"),
     ],
 )
 def test_bad_use_is_answered_with_a_hint(folder: Folder, arguments: tuple[str, ...], hint: str) -> None:

@@ -97,7 +97,7 @@ def test_a_scheme_that_nobody_provides_is_refused_with_those_that_are(install: I
     with pytest.raises(ConfigurationError) as caught:
         open_transport("drumm://skin")
     assert "broker 'drumm://skin': no installed package provides 'drumm'; did you mean 'drum'?" == caught.value.message
-    assert caught.value.hint.startswith("known schemes: drum, memory, sqlite;")
+    assert caught.value.hint.startswith("known schemes: amqp, amqps, drum, kafka, memory, postgresql, sqlite;")
     assert "tidewire.transports" in caught.value.hint
 
 

@@ -115,7 +115,7 @@ def test_without_the_package_the_error_says_what_there_is(tmp_path: Path) -> Non
     ran = tidewire({**os.environ, "TIDEWIRE_BROKER": URL}, tmp_path, "run", "twshop:billing")
     assert 0 != ran.returncode
     assert "no installed package provides 'directory'" in ran.stderr
-    assert "known schemes: memory, sqlite" in ran.stderr
+    assert "known schemes: amqp, amqps, kafka, memory, postgresql, sqlite" in ran.stderr
 
 
 def until(condition: Callable[[], object], what: str) -> None:

@@ -13,6 +13,7 @@ import asyncpg
 import psycopg
 import pytest
 from outbox_readers import CURSORS, committed_by, read_by_claims, read_by_cursor, wrong_about
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from tidewire.kit.postgres.place import postgres_place
 from tidewire.kit.postgres.wire import Answers, Statement
@@ -277,6 +278,23 @@ def test_a_connection_that_hardly_rests_is_told_of(postgresql_url: str) -> None:
                 assert await store.outbox.wait(LONG)
                 await hears(store)
             assert await store.outbox.wait(LONG)
+
+    asyncio.run(scenario())
+
+
+def test_a_session_whose_first_statement_is_the_publish_is_heard_of(postgresql_url: str) -> None:
+    """SQLAlchemy begins with asyncpg's first statement: who looked before it would see no transaction, and tell too
+    early."""
+
+    async def scenario() -> None:
+        engine = create_async_engine(postgresql_url.replace("postgresql://", "postgresql+asyncpg://"))
+        async with two_stores(postgresql_url) as (store, _), AsyncSession(engine) as session:
+            await hears(store)
+            await store.outbox.put(adopted(store, session), [message("1")])
+            assert not await store.outbox.wait(timedelta(milliseconds=100))
+            await session.commit()
+            assert await store.outbox.wait(LONG)
+        await engine.dispose()
 
     asyncio.run(scenario())
 

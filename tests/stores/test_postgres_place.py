@@ -41,6 +41,17 @@ def test_tables_must_be_there(postgresql_url: str) -> None:
     asyncio.run(scenario())
 
 
+def test_a_url_that_cannot_be_read_is_no_outage(postgresql_server: str) -> None:
+    """A parameter that libpq does not know is refused at once, by its name, and nobody waits for a server."""
+
+    async def scenario() -> None:
+        with pytest.raises(StoreRefused, match='invalid URI query parameter: "shema"'):
+            async with open_postgres_store(f"{postgresql_server}?shema=x"):
+                raise AssertionError("it was opened")
+
+    asyncio.run(scenario())
+
+
 def test_who_refuses_us_is_told(postgresql_server: str) -> None:
     """A wrong password and a database that is not there need a person; nobody who listens needs time."""
 

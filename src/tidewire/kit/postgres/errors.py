@@ -34,6 +34,8 @@ class PostgresErrors:
     def connecting(self, error: psycopg.Error, shown: str) -> TidewireError:
         """Return what a failure to connect to *shown* is."""
         text = _first_line(error)
+        if isinstance(error, psycopg.ProgrammingError):  # libpq cannot read it, and has asked nobody
+            return self.refused(f"{shown} cannot be read: {text}", hint="docs/postgresql.md has the URL's parameters")
         if any(word in text for word in _REFUSED_WORDS):
             return self.refused(f"PostgreSQL refuses {shown}: {text}", hint="check user, password and database")
         return self.unavailable(f"cannot reach {shown}: {text}", hint="`tidewire doctor` shows what it can reach")

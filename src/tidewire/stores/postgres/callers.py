@@ -91,10 +91,12 @@ class CallersCommits:
         self._expected = asyncio.Event()
         self._watches = False
 
-    def expect(self, connection: object, parts: Iterable[int]) -> bool:
-        """Tell of *parts* when the transaction of *connection* has ended; False where that cannot be seen."""
-        if not self._watches or is_in_transaction(connection) is None:
-            return False
+    def sees(self, connection: object) -> bool:
+        """Whether somebody looks, and the driver of *connection* says whether it is in a transaction."""
+        return self._watches and is_in_transaction(connection) is not None
+
+    def expect(self, connection: object, parts: Iterable[int]) -> None:
+        """Tell of *parts* when the transaction that *connection* is in has ended."""
         known = self._open.get(id(connection))
         if known is None:
             known = self._open[id(connection)] = _Open(connection)
@@ -104,7 +106,6 @@ class CallersCommits:
             known.was_open = False
         known.until = asyncio.get_running_loop().time() + _WATCHED_MAX
         known.parts.update(parts)
-        return True
 
     async def watch(self) -> None:
         """Until cancelled: look at the connections of which something is expected."""
