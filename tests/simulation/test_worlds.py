@@ -84,6 +84,7 @@ FOUND: dict[str, World] = {
     "the model's own: what was being acked stood for what was lost": drawn_world(5_031_918, ground="jetstream"),
     "a lane was let go of before the rest of it was given back": drawn_world(5_021_150, ground="sqlite"),
     "the simulation's own: a timer went off before its time": drawn_world(5_039_810, ground="jetstream"),
+    "the model's own: a lane was lost by what had been deleted": drawn_world(5_043_105, ground="sqs"),
     "a timer started a worker in a membership that was ending": drawn_world(5_001_929, ground="sqlite"),
     "the scenario's own: a publisher that did not know repeated an id with another body": old(20378, "sqlite"),
 }

@@ -47,9 +47,12 @@ class Place(Protocol):
 
 
 class _Held:
-    """A message that we have. *until*: when others may have it, counted from before it was asked for."""
+    """A message that we have. *until*: when others may have it, counted from before it was asked for.
 
-    __slots__ = ("count", "delivery", "id", "number", "queue", "receipt", "spare", "spent", "topic", "until")
+    *leaving*: the server was asked to delete it.
+    """
+
+    __slots__ = ("count", "delivery", "id", "leaving", "number", "queue", "receipt", "spare", "spent", "topic", "until")
 
     def __init__(self, topic: str, queue: str, one: Received, *, until: float) -> None:
         self.topic = topic
@@ -59,6 +62,7 @@ class _Held:
         self.receipt = one.receipt
         self.count = one.count
         self.until = until
+        self.leaving = False
         self.spare = 0
         self.spent = 0
         self.delivery: Delivery | None = None
@@ -147,7 +151,7 @@ class SqsReceiver:
                     continue
                 for held, error in zip(batch, errors, strict=True):
                     held.until = max(held.until, until) if not error else held.until
-                    lost += [held] if error else []
+                    lost += [held] if error and not held.leaving else []  # or our own delete has come before
         lost += [held for held in self._out.values() if held.until <= loop.time() and held not in lost]
         await self._lose([held for held in lost if held.receipt in self._out])
 
@@ -352,6 +356,8 @@ class SqsReceiver:
         ours = [self._ours(one) for one in wanted]
         for queue, all_held in by_queue.items():
             for batch in tens(all_held):
+                for held in batch:
+                    held.leaving = True
                 errors = await self._link.call(self._server.delete, queue, [held.receipt for held in batch])
                 for held, error in zip(batch, errors, strict=True):
                     lost += [held] if error else []
