@@ -23,6 +23,7 @@ from benchmarks.memory import memory
 from benchmarks.postgres_broker import postgres_broker
 from benchmarks.postgres_relay import postgres_relay
 from benchmarks.postgres_store import postgres_store
+from benchmarks.rabbitmq import rabbitmq
 from benchmarks.relay import relay
 from benchmarks.share import share
 from benchmarks.throughput import exactly_once, outbox_rows, publish, whole_path
@@ -37,6 +38,7 @@ PARTS = (
     "memory",
     "commands",
     "kafka",
+    "rabbitmq",
     "postgres-store",
     "postgres-broker",
 )
@@ -90,6 +92,8 @@ def main() -> int:
         figures += show(_with_server(lambda: postgres_broker(rounds, scale)))
     if "kafka" in wanted:
         figures += show(kafka(rounds, scale))
+    if "rabbitmq" in wanted:
+        figures += show(rabbitmq(rounds, scale))
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps([figure.as_json() for figure in figures], indent=1) + "\n")
     missed = [figure.name for figure in figures if figure.met is False]

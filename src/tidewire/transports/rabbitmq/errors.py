@@ -11,13 +11,14 @@ from tidewire.errors import TransportError, TransportRefused, TransportUnavailab
 
 __all__ = ["FOREIGN", "TABLE", "translated"]
 
+_VHOST = "is there such a vhost, and may the user use it?"
 TABLE: dict[type[BaseException], tuple[type[TransportError], str]] = {
     library.ProbableAuthenticationError: (TransportRefused, "the broker does not accept the user or the password"),
     library.AuthenticationError: (TransportRefused, "the broker does not offer the mechanism PLAIN"),
     library.IncompatibleProtocolError: (TransportRefused, "what listens there does not speak AMQP 0-9-1"),
     library.ProtocolSyntaxError: (TransportRefused, "what listens there does not speak AMQP 0-9-1"),
     library.InvalidFrameError: (TransportUnavailable, ""),
-    library.ConnectionNotAllowed: (TransportRefused, "is there such a vhost, and may the user use it?"),
+    library.ConnectionNotAllowed: (TransportRefused, _VHOST),
     library.ConnectionNotImplemented: (TransportRefused, "the broker lacks what was asked: RabbitMQ 3.10 or newer?"),
     library.ConnectionResourceError: (TransportUnavailable, "the broker lacks resources: see its log"),
     library.ConnectionInternalError: (TransportUnavailable, "the broker's log says more"),
@@ -65,6 +66,8 @@ def translated(error: BaseException, what: str) -> TransportError:
         return error
     if _AWAY in str(error):  # after a crash a broker says so for a while of what it has
         return TransportUnavailable(f"{what}: {_said(error)}")
+    if "Connection.OpenOk" in str(error):  # what it says instead, the library does not tell
+        return TransportRefused(f"{what}: the broker does not open it", hint=_VHOST)
     for kind in type(error).__mro__:
         if kind in TABLE:
             raised, hint = TABLE[kind]

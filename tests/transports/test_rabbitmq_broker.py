@@ -1,0 +1,203 @@
+"""The RabbitMQ transport at a real broker, beyond the conformance suite: alarms, silence, TLS, messages of others."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
+from functools import wraps
+from itertools import count
+
+import aiormq
+import pytest
+from kafka_proxy import proxy
+from pamqp import commands as spec
+
+from tidewire.errors import TransportRefused, TransportUnavailable
+from tidewire.model import Delivery, GroupSpec, InboxChannel, Message, Subscription, Topic, TopicSpec
+from tidewire.protocols import Receiver
+from tidewire.testing.servers.processes import free_port
+from tidewire.testing.servers.rabbitmq import RabbitServer
+from tidewire.transports.rabbitmq import RabbitTransport, open_rabbit_transport
+
+_numbers = count(1)
+OLD = "broker.old"
+
+
+def on_a_loop(test: Callable[[RabbitServer], Coroutine[object, object, None]]) -> Callable[[RabbitServer], None]:
+    """Run a test on an event loop of its own."""
+
+    @wraps(test)
+    def run(rabbitmq_server: RabbitServer) -> None:
+        asyncio.run(test(rabbitmq_server))
+
+    return run
+
+
+def fresh() -> str:
+    """Return the name of a topic that no other test uses."""
+    return f"broker.test{next(_numbers)}"
+
+
+def event(topic: str, number: int = 0) -> Message:
+    """Return an event with a key."""
+    return Message(Topic(topic), f"{topic}-{number}", "test", "k", {"ce-type": "a.b"}, str(number).encode())
+
+
+@pytest.fixture(autouse=True, scope="module")
+def old_topic(rabbitmq_server: RabbitServer) -> None:
+    """Make the topic of the last test first: a killed broker may lose track of a queue that is seconds old."""
+
+    async def make() -> None:
+        async with opened(rabbitmq_server.url, OLD):
+            pass
+
+    asyncio.run(make())
+
+
+@asynccontextmanager
+async def opened(url: str, topic: str, *, lanes: int = 2) -> AsyncGenerator[RabbitTransport]:
+    """Open a transport with a topic and the group "billing" on it."""
+    async with open_rabbit_transport(url) as transport:
+        await transport.provision([TopicSpec(topic, lanes)], [GroupSpec("billing", [topic])])
+        yield transport
+
+
+def place(topic: str) -> Subscription:
+    """Return a subscription of a member with a short lease."""
+    return Subscription("billing", [topic], "m-1", lease=timedelta(seconds=2), grace=timedelta(milliseconds=200))
+
+
+async def taken(receiver: Receiver, number: int) -> list[Delivery]:
+    """Receive until there are *number* deliveries, through whatever is unavailable meanwhile."""
+    found: list[Delivery] = []
+    async with asyncio.timeout(60):
+        while len(found) < number:
+            try:
+                batch = await receiver.receive(100, timedelta(seconds=1))
+            except TransportUnavailable:
+                continue
+            found += [one for one in batch if isinstance(one, Delivery)]
+    return found
+
+
+@on_a_loop
+async def test_a_disk_alarm_stops_publishers_and_nobody_else(rabbitmq_server: RabbitServer) -> None:
+    """While the broker's disk is full a publish ends as unknown or unavailable, members go on, and later all works."""
+    topic = fresh()
+    async with opened(f"{rabbitmq_server.url}?timeout=5", topic) as transport:
+        await transport.publish([event(topic, 1), event(topic, 2)])
+        async with transport.subscribe(place(topic)) as receiver:
+            found = await taken(receiver, 2)
+            await asyncio.to_thread(rabbitmq_server.raise_disk_alarm)
+            try:
+                for number in (3, 4):
+                    with suppress(TransportUnavailable):  # when it has heard of the alarm, nothing is handed over
+                        (receipt,) = await transport.publish([event(topic, number)])
+                        assert "unknown" == receipt.status
+                settlements = await receiver.settle(ack=found)
+            finally:
+                await asyncio.to_thread(rabbitmq_server.clear_disk_alarm)
+            assert ["settled", "settled"] == [one.status for one in settlements]
+            (receipt,) = await transport.publish([event(topic, 5)])
+            assert receipt.ok
+            while b"5" not in {one.message.body for one in await taken(receiver, 1)}:
+                pass
+
+
+@on_a_loop
+async def test_a_broker_that_falls_silent_is_left_and_joined_again(rabbitmq_server: RabbitServer) -> None:
+    """When nothing comes from the broker any more, calls end in time, and a member works again when it speaks."""
+    topic, port = fresh(), free_port()
+    url = f"{rabbitmq_server.url_of('worker', rabbitmq_server.password, port=port)}?timeout=3"
+    with proxy(port, rabbitmq_server.port) as wire:
+        async with opened(url, topic) as transport, transport.subscribe(place(topic)) as receiver:
+            await transport.publish([event(topic, 1)])
+            found = await taken(receiver, 1)
+            await asyncio.to_thread(wire.say, "quiet")
+            (receipt,) = await transport.publish([event(topic, 2)])
+            assert "unknown" == receipt.status
+            with suppress(TransportUnavailable):  # it cannot know
+                assert {"lost"} == {one.status for one in await receiver.settle(ack=found)}
+            await asyncio.to_thread(wire.say, "go")
+            again = await taken(receiver, 1)
+            assert {b"1", b"2"} >= {one.message.body for one in again}
+
+
+@on_a_loop
+async def test_a_queue_with_other_arguments_is_a_conflict(rabbitmq_server: RabbitServer) -> None:
+    """A queue that somebody has made otherwise is said to be so, in the broker's words, and stays as it is."""
+    topic = fresh()
+    connection = await aiormq.connect(rabbitmq_server.url)
+    channel = await connection.channel()
+    await channel.queue_declare(f"{topic}.LANE.billing.1", durable=True)
+    await connection.close()
+    async with open_rabbit_transport(rabbitmq_server.url) as transport:
+        _, change = await transport.provision([TopicSpec(topic, 2)], [GroupSpec("billing", [topic])])
+        assert "conflict" == change.kind
+        assert f"{topic}.LANE.billing.1" in change.detail
+        (receipt,) = await transport.publish([Message(InboxChannel(topic, "billing"), "1", "s", None, {}, b"")])
+        assert ("rejected", "unknown_topic") == (receipt.status, receipt.reason)
+
+
+@on_a_loop
+async def test_others_write_to_a_topic_and_read_it(rabbitmq_server: RabbitServer) -> None:
+    """What a plain client publishes with any routing key is handed out, in its order; what we publish it can read."""
+    topic = fresh()
+    connection = await aiormq.connect(rabbitmq_server.url)
+    channel = await connection.channel()
+    async with opened(rabbitmq_server.url, topic) as transport:
+        queue = (await channel.queue_declare("", exclusive=True)).queue or ""
+        for lane in ("0", "1"):
+            await channel.queue_bind(queue, topic, lane)
+        for number in range(5):
+            told = spec.Basic.Properties(content_type="application/json", headers={"ce_type": "a.b", "n": number})
+            await channel.basic_publish(
+                b'{"n": %d}' % number, exchange=topic, routing_key="order.placed", properties=told
+            )
+        await transport.publish([event(topic, 9)])
+        async with transport.subscribe(place(topic)) as receiver:
+            theirs = [one for one in await taken(receiver, 6) if one.message.key is None]
+        assert [b'{"n": %d}' % number for number in range(5)] == [one.message.body for one in theirs]
+        assert {"content-type": "application/json", "ce-type": "a.b", "n": "0"} == dict(theirs[0].message.headers)
+        ours = await channel.basic_get(queue, no_ack=True)
+        assert (b"9", "a.b") == (ours.body, (ours.header.properties.headers or {}).get("cloudEvents_type"))
+    await connection.close()
+
+
+@on_a_loop
+async def test_tls_is_spoken_and_verified(rabbitmq_server: RabbitServer) -> None:
+    """Over amqps:// a broker whose certificate is vouched for is used; another one is refused, typed."""
+    topic = fresh()
+    async with opened(f"{rabbitmq_server.tls_url}?ca={rabbitmq_server.authority}", topic) as transport:
+        (receipt,) = await transport.publish([event(topic)])
+        assert receipt.ok
+    with pytest.raises(TransportRefused, match="certificate"):
+        async with open_rabbit_transport(rabbitmq_server.tls_url):
+            pass
+
+
+@on_a_loop
+async def test_a_vhost_that_is_not_there_is_refused(rabbitmq_server: RabbitServer) -> None:
+    """A vhost that does not exist is an error that a person must cure, with the broker's words."""
+    with pytest.raises(TransportRefused, match="vhost"):
+        async with open_rabbit_transport(f"{rabbitmq_server.url}/nowhere"):
+            pass
+
+
+@on_a_loop
+async def test_a_member_outlives_the_broker(rabbitmq_server: RabbitServer) -> None:
+    """A broker that is killed and started again under a member loses nothing, and the member goes on by itself."""
+    topic = OLD
+    async with opened(f"{rabbitmq_server.url}?timeout=5", topic) as transport:
+        await transport.publish([event(topic, number) for number in range(20)])
+        async with transport.subscribe(place(topic)) as receiver:
+            first = await taken(receiver, 20)
+            await receiver.settle(ack=first[:5])
+            rabbitmq_server.kill()
+            rabbitmq_server.start()  # in this thread: the broker ends with the one that started it
+            rest = await taken(receiver, 15)
+            assert [str(number).encode() for number in range(5, 20)] == [one.message.body for one in rest][:15]
+            assert all(one.suspect and one.epoch > first[0].epoch for one in rest)
+            assert {"settled"} == {one.status for one in await receiver.settle(ack=rest)}
