@@ -72,8 +72,6 @@ class TestRabbitTransport(TransportConformance):
             pytest.skip("not proven: the RabbitMQ suite takes minutes, and CI leaves it out; make test runs it")
         server: RabbitServer = request.getfixturevalue("rabbitmq_server")
         cls.server, cls.proxy_port = server, free_port()
-        # It may make the queue by which a member is there while it is there, and nothing else.
-        server.control("set_permissions", LIMITED[0], r"^tidewire\.MEMBER\.", ".*", ".*")
         with proxy(cls.proxy_port, server.port) as cls.proxy:
             yield
 
@@ -118,6 +116,12 @@ class TestRabbitTransport(TransportConformance):
         def user(name: str, password: str) -> Callable[[], AbstractAsyncContextManager[Transport]]:
             return lambda: open_rabbit_transport(f"{server.url_of(name, password)}?{self.options}")
 
+        def limited() -> AbstractAsyncContextManager[Transport]:
+            # It may make the queue by which a member is there while it is there, and nothing else. A broker that is
+            # started anew has its rights from its definitions.
+            server.control("set_permissions", LIMITED[0], r"^tidewire\.MEMBER\.", ".*", ".*")
+            return user(*LIMITED)()
+
         return Site(
             open=lambda: open_rabbit_transport(url),
             faults=Faults(
@@ -128,7 +132,7 @@ class TestRabbitTransport(TransportConformance):
                 cut=cut,
                 destroy=destroy,
                 stranger=user("worker", "wrong"),
-                limited=user(*LIMITED),
+                limited=limited,
             ),
             patience=20.0,
         )

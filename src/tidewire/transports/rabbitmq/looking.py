@@ -17,6 +17,8 @@ from tidewire.transports.rabbitmq.wire import name_of
 __all__ = ["look_at"]
 
 _AGAIN = 0.02
+_SEEN_MAX = 65_535
+"""More are not given to one who acks nothing: without saying so, RabbitMQ would stop at 2000."""
 _MARK = "mark"
 """The content type of what a look writes behind the last message, to know when it has seen all."""
 
@@ -25,6 +27,8 @@ async def look_at(
     line: Line, queue: str, *, name: str, seconds: float, remove: Callable[[DeliveredMessage], bool]
 ) -> list[DeliveredMessage]:
     """Take all of *queue*, ack what is to be removed, give back the rest, and return it all in order.
+
+    More than 65,535 are not seen: what lies behind them is, when some of these are removed.
 
     *name* is one that nothing else has.
 
@@ -50,11 +54,12 @@ async def _look(
 
     def take(message: DeliveredMessage) -> None:
         taken.append(message)
-        if name_of(message.header.properties) == name and not done.done():
+        if (name_of(message.header.properties) == name or len(taken) >= _SEEN_MAX) and not done.done():
             done.set_result(None)
 
     pipe = outlet.pipe
     try:
+        await line.ask(pipe.basic_qos(prefetch_count=_SEEN_MAX))
         try:
             await line.ask(pipe.give(queue, take, tag="look", exclusive=True))
         except TransportRefused as error:

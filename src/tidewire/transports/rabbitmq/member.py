@@ -253,7 +253,7 @@ class Member:
         await self._drop(dict.fromkeys([*late, *broken, *unwanted]))
         await self._claim([place for name, place in wanted.items() if name not in self.lanes])
         ready = [lane for lane in self.lanes.values() if not lane.epoch and lane.tokens and lane.name in wanted]
-        await asyncio.gather(*(self._take_over(lane) for lane in ready))
+        await self._take_over(ready)
         if now >= self._refresh_at:
             self._refresh_at = now + _REFRESH
             await self.write([lane for lane in self.lanes.values() if lane.epoch and not lane.closing])
@@ -288,30 +288,49 @@ class Member:
         """Line up for the tokens of lanes."""
         line, control = self._here(), self._control
         assert control is not None, "there is a connection"
-        for topic, number in places:
-            lane = Lane(topic, number)
-            self.lanes[lane.name] = lane
-            queue = token_queue(topic, self.subscription.group, number)
-            taker = partial(self._token_came, lane)
-            await line.ask(control.pipe.give(queue, taker, tag=f"token {lane.name}"))
+        lanes = [Lane(topic, number) for topic, number in places]
+        self.lanes.update({lane.name: lane for lane in lanes})
+        group, pipe = self.subscription.group, control.pipe
+        await asyncio.gather(
+            *(
+                line.ask(
+                    pipe.give(
+                        token_queue(lane.topic, group, lane.number),
+                        partial(self._token_came, lane),
+                        tag=f"token {lane.name}",
+                    )
+                )
+                for lane in lanes
+            )
+        )
 
     def _token_came(self, lane: Lane, message: DeliveredMessage) -> None:
         lane.tokens[message.delivery_tag or 0] = Token.decoded(message.body)
         self.news.set()
 
-    async def _take_over(self, lane: Lane) -> None:
-        """Replace the token by a greater one, and have the lane."""
-        line, newest = self._here(), lane.newest()
-        lane.notes = dict(newest.notes)
-        epoch = newest.epoch + 1
+    async def _take_over(self, lanes: Sequence[Lane]) -> None:
+        """Replace tokens by greater ones, and have their lanes; they are told of together."""
+        epochs = [lane.newest().epoch + 1 for lane in lanes]
+        await asyncio.gather(*(self._prepare(lane, epoch) for lane, epoch in zip(lanes, epochs, strict=True)))
+        for lane, epoch in zip(lanes, epochs, strict=True):
+            lane.epoch = epoch
+            self.events.append(LaneEvent("assigned", lane.name, epoch))
+        if lanes:
+            self._hear()
+        await asyncio.gather(*(self._consume(lane) for lane in lanes))
+
+    async def _prepare(self, lane: Lane, epoch: int) -> None:
+        line = self._here()
+        lane.notes = dict(lane.newest().notes)
         await self._renew(lane, epoch)
         lane.pipe = pipe = await line.pipe()
         await line.ask(pipe.basic_qos(prefetch_count=self.prefetch))
         pipe.on_consumer_cancel_callbacks.add(self._was_cancelled)
         on_end(pipe, self.news.set)
-        lane.epoch = epoch
-        self.events.append(LaneEvent("assigned", lane.name, epoch))
-        self._hear()
+
+    async def _consume(self, lane: Lane) -> None:
+        line, pipe = self._here(), lane.pipe
+        assert pipe is not None, "it was opened"
         group, number = self.subscription.group, lane.number
         for inbox, queue in (
             (True, inbox_queue(lane.topic, group, number)),
@@ -406,7 +425,8 @@ class Member:
             return
         try:
             async with asyncio.timeout(seconds):
-                await self.hand_over([lane for lane in self.lanes.values() if lane.epoch and not lane.closing])
+                # Also those that were being given up when the task that did so was cancelled: once more is harmless.
+                await self.hand_over([lane for lane in self.lanes.values() if lane.epoch])
         except (TimeoutError, TransportError):
             line.cut()  # what it has comes back by itself
         self.line = None
