@@ -85,15 +85,18 @@ class TestRabbitTransport(TransportConformance):
         server = self.server
         url = f"{server.url_of('worker', server.password, port=self.proxy_port)}?{self.options}"
 
-        async def restart() -> None:
+        def crash() -> None:
             # RabbitMQ 3.10 writes the names of new queues down a while after it has made them: docs/rabbitmq.md.
             server.control("eval", "[dets:sync(Table) || Table <- dets:all()].")
             server.kill()
+
+        async def restart() -> None:
+            crash()
             server.start()  # in this thread: the broker ends with the one that started it
 
         @asynccontextmanager
         async def outage() -> AsyncGenerator[None]:
-            server.kill()
+            crash()
             try:
                 yield
             finally:
