@@ -144,6 +144,15 @@ def test_a_store_for_all_services_is_refused_by_name(url: str) -> None:
     assert "PostgreSQL" in done.stderr
 
 
+def test_a_word_that_is_no_url_starts_no_broker() -> None:
+    """`--broker kafka` is refused as what it is; only `kafka://` asks for one of the demo's own."""
+    command = [sys.executable, "-m", "tidewire.cli", "demo", "--broker", "kafka"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert 2 == done.returncode
+    assert "kafka" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def processes_of(directory: Path) -> list[str]:
     """The command lines of processes that name *directory* in them or in their environment."""
     found: list[str] = []

@@ -125,7 +125,7 @@ def _at(own: Mapping[str, Server], url: str) -> str:
 
 
 def _is_bare(url: str) -> bool:
-    return url.rstrip("/").removesuffix(":") in _NAMES
+    return any(url.rstrip("/") == f"{scheme}:" for scheme in _NAMES)
 
 
 def _placed(url: str, schema: str) -> str:
