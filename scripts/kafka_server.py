@@ -10,7 +10,6 @@ The archives stay in ``build/kafka``, or where TIDEWIRE_TEST_KAFKA_LIBS says.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,29 +25,15 @@ from tidewire.testing.servers.kafka import (
     private_kafka,
 )
 from tidewire.testing.servers.processes import started
-from tidewire.testing.servers.services import Service
+from tidewire.testing.servers.services import Service, obeyed
 
 __all__ = ["USERS", "VARIABLE", "KafkaServer", "NoServer", "fetched", "private_cluster", "private_kafka"]
 
 ROOT = Path(__file__).resolve().parent.parent
 VARIABLE = "TIDEWIRE_TEST_KAFKA"
 _SERVICE = Service("Apache Kafka", ROOT, record="kafka/running", lines=(f"export {VARIABLE}={{url}}",))
-_DOWN_MAX = 120.0
 # Whoever starts a broker for this repository takes the archives from here, in a child process too.
 os.environ.setdefault(LIBS, str(ROOT / "build" / "kafka" / VERSION))
-
-
-def up() -> int:
-    """Start a broker that outlives this command, unless one runs; write where it is."""
-    print(f"services: {_SERVICE.up(lambda: started('kafka', KafkaServer, outlives=True))}")
-    return 0
-
-
-def down() -> int:
-    """Stop what `up` started, by its pid, and remove its data."""
-    pid = _SERVICE.down(signal.SIGTERM, _DOWN_MAX)
-    print("services: no Apache Kafka runs" if pid is None else f"services: Apache Kafka (pid {pid}) has ended")
-    return 0
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -57,17 +42,16 @@ def main(arguments: Sequence[str]) -> int:
         match arguments:
             case ["fetch"]:
                 print(fetched())
-                return 0
-            case ["up"]:
-                return up()
-            case ["down"]:
-                return down()
+            case ["up" | "down" as word]:
+                said = obeyed(_SERVICE, word, start=lambda: started("kafka", KafkaServer, outlives=True), seconds=120.0)
+                print(f"services: {said}")
             case _:
                 print(__doc__, file=sys.stderr)
                 return 2
     except NoServer as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    return 0
 
 
 if __name__ == "__main__":

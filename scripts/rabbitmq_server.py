@@ -6,14 +6,13 @@ python scripts/rabbitmq_server.py down    stop it and remove its data
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from tidewire.testing.servers.processes import started
 from tidewire.testing.servers.rabbitmq import NoServer, RabbitServer, private_rabbit
-from tidewire.testing.servers.services import Service
+from tidewire.testing.servers.services import Service, obeyed
 
 __all__ = ["VARIABLE", "NoServer", "RabbitServer", "private_rabbit"]
 
@@ -24,36 +23,22 @@ _SERVICE = Service(
     record="rabbitmq.running",
     lines=(f"export {VARIABLE}={{url}}",),
 )
-_DOWN_MAX = 60.0
-
-
-def up() -> int:
-    """Start a broker that outlives this command, unless one runs; write where it is."""
-    try:
-        print(f"services: {_SERVICE.up(lambda: started('rabbitmq', RabbitServer, outlives=True))}")
-    except NoServer as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-def down() -> int:
-    """Stop what `up` started, by its pid, and remove its data."""
-    pid = _SERVICE.down(signal.SIGTERM, _DOWN_MAX)
-    print("services: no RabbitMQ runs" if pid is None else f"services: RabbitMQ (pid {pid}) has ended")
-    return 0
 
 
 def main(arguments: Sequence[str]) -> int:
     """Do what the command line says."""
-    match arguments:
-        case ["up"]:
-            return up()
-        case ["down"]:
-            return down()
-        case _:
-            print(__doc__, file=sys.stderr)
-            return 2
+    try:
+        match arguments:
+            case ["up" | "down" as word]:
+                said = obeyed(_SERVICE, word, start=lambda: started("rabbitmq", RabbitServer, outlives=True))
+                print(f"services: {said}")
+            case _:
+                print(__doc__, file=sys.stderr)
+                return 2
+    except NoServer as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":

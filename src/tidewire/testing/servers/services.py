@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from tidewire.testing.servers.processes import Server, wait_until_gone
 
-__all__ = ["Running", "Service"]
+__all__ = ["Running", "Service", "obeyed"]
 
 _ENVIRONMENT = "build/services.env"
 
@@ -99,3 +99,25 @@ class Service:
             file.chmod(0o600)
         else:
             file.unlink(missing_ok=True)
+
+
+def obeyed(
+    service: Service,
+    word: str,
+    *,
+    start: Callable[[], Server],
+    end_by: signal.Signals = signal.SIGTERM,
+    seconds: float = 60.0,
+    idle: str = "",
+) -> str:
+    """Do what *word* says, ``up`` or ``down``, and return that for people; *idle* is said where nothing ran.
+
+    Raises:
+        NoServer: it cannot be started.
+    """
+    if word == "up":
+        return service.up(start)
+    pid = service.down(end_by, seconds)
+    if pid is None:
+        return idle or f"no {service.name} runs"
+    return f"{service.name} (pid {pid}) has ended"

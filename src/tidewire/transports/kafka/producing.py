@@ -14,13 +14,14 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer, murmu
 
 from tidewire.chance import Ids
 from tidewire.errors import TransportClosed, TransportUnavailable
+from tidewire.kit.sizes import carried_size
 from tidewire.model import Address, DeadChannel, Receipt
 from tidewire.model import Message as Event
 from tidewire.protocols import Clock
 from tidewire.transports.kafka.errors import code_of, is_shut_out, publish_verdict, translated
 from tidewire.transports.kafka.names import log_of
 from tidewire.transports.kafka.settings import KafkaSettings, producer_conf
-from tidewire.transports.kafka.wire import MARKER, Headers, key_bytes, record_headers, size_of
+from tidewire.transports.kafka.wire import MARKER, Headers, key_bytes, record_headers
 
 __all__ = ["Publisher"]
 
@@ -95,7 +96,7 @@ class Publisher:
         if partitions is None:
             return Receipt(message.id, "rejected", "unknown_topic", f"there is no {message.to}")
         try:
-            key, size = key_bytes(message.key), size_of(message, self._settings.message_bytes_max)
+            key, size = key_bytes(message.key), carried_size(message, self._settings.message_bytes_max)
             headers = record_headers(message, self._stamp())
         except UnicodeEncodeError:
             return Receipt(message.id, "rejected", "invalid", "a key or a header is no text")

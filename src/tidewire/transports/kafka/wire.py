@@ -14,7 +14,7 @@ import msgspec
 
 from tidewire.model import Address, DeadChannel, Message
 
-__all__ = ["MARKER", "Headers", "Read", "key_bytes", "read_record", "record_headers", "removal_in", "size_of"]
+__all__ = ["MARKER", "Headers", "Read", "key_bytes", "read_record", "record_headers", "removal_in"]
 
 Headers: TypeAlias = list[tuple[str, str | bytes | None]]
 Found: TypeAlias = Mapping[str, str | bytes | None] | Sequence[tuple[str, str | bytes | None]] | None
@@ -147,20 +147,6 @@ def _wire_name(name: str) -> str:
     if len(_WIRE_NAMES) < _NAMES_MAX:
         _WIRE_NAMES[name] = wire_name
     return wire_name
-
-
-def size_of(message: Message, enough: int) -> int:
-    """Return the bytes of body, header names and header values; a guess that is too high where it is below *enough*.
-
-    Raises:
-        UnicodeEncodeError: a header cannot be carried.
-    """
-    headers = message.headers
-    # A character has at most four bytes; counting them is left to those that come near.
-    guess = len(message.body) + 4 * (sum(map(len, headers)) + sum(map(len, headers.values())))
-    if guess < enough:
-        return guess
-    return len(message.body) + sum(len(name.encode()) + len(text.encode()) for name, text in headers.items())
 
 
 def removal_in(headers: Found) -> int | None:

@@ -11,6 +11,7 @@ import msgspec
 
 from tidewire.chance import Ids
 from tidewire.errors import TransportClosed, TransportError, TransportRefused, TransportUnavailable
+from tidewire.kit.sizes import carried_size
 from tidewire.model import Address, DeadChannel, InboxChannel, Message, Receipt, Topic
 from tidewire.protocols import Clock
 from tidewire.rules.letters import topic_of
@@ -21,7 +22,7 @@ from tidewire.transports.rabbitmq.line import open_line
 from tidewire.transports.rabbitmq.names import dead_queue, inbox_queue, lane_of
 from tidewire.transports.rabbitmq.outlet import Confirm, Outlet, open_outlet
 from tidewire.transports.rabbitmq.topology import Topology
-from tidewire.transports.rabbitmq.wire import message_properties, size_of
+from tidewire.transports.rabbitmq.wire import message_properties
 
 __all__ = ["Copy", "Publisher"]
 
@@ -153,7 +154,7 @@ class Publisher:
             return Receipt(message.id, "rejected", "unknown_topic", f"there is no {message.to}")
         name = self.name()
         try:
-            size = size_of(message, most)
+            size = carried_size(message, most)
             properties = message_properties(message, name, spent=copy.spent, of_topic=copy.of_topic)
         except ValueError as error:
             return Receipt(message.id, "rejected", "invalid", f"a key or a header cannot be carried: {error}")

@@ -12,6 +12,7 @@ from tidewire.chance import Ids, UUID7Ids
 from tidewire.clock import SystemClock
 from tidewire.errors import ConfigurationError, TransportClosed
 from tidewire.kit.groups import first_error
+from tidewire.kit.specs import check_none_unknown, check_specs
 from tidewire.model import Capabilities, Change, GroupSpec, Message, Receipt, Subscription, TopicSpec
 from tidewire.protocols import Clock, Receiver
 from tidewire.rules.names import check_name
@@ -61,10 +62,7 @@ class RabbitTransport(RabbitInspector):
     ) -> Sequence[Change]:
         """Create what is missing, read it back, and say what is there."""
         self._check_open()
-        for topic in topics:
-            check_name(topic.name, "topic")
-        for group in groups:
-            check_name(group.name, "group")
+        check_specs(topics, groups)
         return await self._topology.provision(topics, groups, dry_run=dry_run)
 
     async def publish(self, messages: Sequence[Message]) -> Sequence[Receipt]:
@@ -108,11 +106,7 @@ class RabbitTransport(RabbitInspector):
         catalogue = self._catalogue
         await catalogue.look()
         unknown = [name for name in subscription.topics if name not in catalogue.topics]
-        if unknown:
-            raise ConfigurationError(
-                f"group {subscription.group!r}: there is no topic {', '.join(map(repr, unknown))}",
-                hint="provision it, or start the service with --provision",
-            )
+        check_none_unknown(subscription.group, unknown)
         if any((name, subscription.group) not in catalogue.groups for name in subscription.topics):
             spec = GroupSpec(subscription.group, subscription.topics, subscription.start)
             (change,) = await self._topology.provision((), [spec], dry_run=False)

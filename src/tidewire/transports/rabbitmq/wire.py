@@ -21,7 +21,7 @@ from tidewire.clock import microseconds
 from tidewire.model import Address, Message
 from tidewire.transports.rabbitmq.frames import entry, properties
 
-__all__ = ["Read", "message_properties", "name_of", "read_message", "size_of"]
+__all__ = ["Read", "message_properties", "name_of", "read_message"]
 
 _AT, _ID, _SOURCE, _KEY, _KEYLESS = "tw-at", "tw-id", "tw-source", "tw-key", "tw-keyless"
 _DUE, _SPENT, _TOPIC, _ORDER = "tw-due", "tw-spent", "tw-topic", "tw-order"
@@ -125,20 +125,6 @@ def message_properties(message: Message, name: str, *, spent: int = 0, of_topic:
     if of_topic:
         pieces.append(entry(_TOPIC, b""))
     return properties(b"".join(pieces), content_type, message.id)
-
-
-def size_of(message: Message, enough: int) -> int:
-    """Return the bytes of body, header names and header values; a guess that is too high where it is below *enough*.
-
-    Raises:
-        ValueError: a header cannot be carried.
-    """
-    headers = message.headers
-    # A character has at most four bytes; counting them is left to those that come near.
-    guess = len(message.body) + 4 * (sum(map(len, headers)) + sum(map(len, headers.values())))
-    if guess < enough:
-        return guess
-    return len(message.body) + sum(len(name.encode()) + len(text.encode()) for name, text in headers.items())
 
 
 # --- reading --------------------------------------------------------------------------------------------------
