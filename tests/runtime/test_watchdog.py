@@ -5,18 +5,22 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
+import aiormq
+import httpx
 import pytest
 from runtime_doubles import Hushable
 from runtime_world import OrderPlaced, Recorder
 
-from tidewire import DependencyUnavailable, Options, Retry, Service, running
+from tidewire import DependencyUnavailable, Options, Retry, Service, event, running
 from tidewire.config import open_transport
+from tidewire.model import GroupSpec, TopicSpec
 from tidewire.runtime.parts import Parts
+from tidewire.runtime.probe import open_probe
 from tidewire.runtime.serve import Running
 from tidewire.runtime.subscriber import Health
 from tidewire.stores.memory import open_memory_store
@@ -264,13 +268,17 @@ def test_stopping_while_deaf_is_no_failure() -> None:
     run(scenario())
 
 
-def test_on_kafka_a_member_that_is_given_nothing_is_rebuilt(kafka_url: str) -> None:
-    """The broker's own offsets say that events wait; the next membership gets them, and nothing is handled twice."""
+@pytest.mark.parametrize("broker", ["kafka", "rabbitmq"])
+def test_on_a_real_broker_a_member_that_is_given_nothing_is_rebuilt(
+    broker: str, request: pytest.FixtureRequest
+) -> None:
+    """The broker itself says that events wait; the next membership gets them, and nothing is handled twice."""
+    url = str(request.getfixturevalue(f"{broker}_url"))
     shop = Shop()
     options = Options(lanes=4, stuck_after=timedelta(seconds=4), grace=timedelta(seconds=2))
 
     async def scenario() -> None:
-        async with open_transport(kafka_url) as transport, open_memory_store() as store:
+        async with open_transport(url) as transport, open_memory_store() as store:
             broker = Hushable(transport)
             async with running(shop.service(), transport=broker, store=store, options=options) as app:
                 one = Night(broker, store, app, Recorder(), Parts())
@@ -281,5 +289,56 @@ def test_on_kafka_a_member_that_is_given_nothing_is_rebuilt(kafka_url: str) -> N
                 await one.until(lambda: sorted(shop.seen) == ["a-0", "b-0", "c-0"], timedelta(seconds=60))
                 assert 1 == one.health.stalls
                 await one.until(lambda: one.app.ready, timedelta(seconds=30))
+
+    asyncio.run(scenario())
+
+
+@event("deaf.order.placed", key="order_id")
+class DeafPlaced:
+    """One of many of its key."""
+
+    order_id: str
+    number: int
+
+
+async def keep(message: object) -> None:
+    """Take a message, and never ack it."""
+
+
+def test_on_rabbitmq_a_member_that_a_stranger_makes_deaf_says_so_until_it_hears(rabbitmq_url: str) -> None:
+    """A foreign client that takes a lane's queues for itself leaves the member deaf: it is rebuilt, ``/readyz`` says
+    503 and why, and when the stranger is gone all is handled once and in order."""
+    seen: list[int] = []
+    service = Service("billing")
+
+    @service.on(DeafPlaced)
+    async def take(order: DeafPlaced) -> None:
+        seen.append(order.number)
+
+    options = Options(lanes=1, stuck_after=timedelta(seconds=2), grace=timedelta(seconds=1))
+
+    async def scenario() -> None:
+        async with AsyncExitStack() as stack:
+            transport = await stack.enter_async_context(open_transport(rabbitmq_url))
+            store = await stack.enter_async_context(open_memory_store())
+            await transport.provision([TopicSpec("deaf.order", 1)], [GroupSpec("billing", ["deaf.order"])])
+            stranger = await aiormq.connect(rabbitmq_url)
+            stack.push_async_callback(stranger.close)
+            channel = await stranger.channel()
+            await channel.basic_qos(prefetch_count=1)
+            await channel.basic_consume("deaf.order.LANE.billing.0", keep)
+            app = await stack.enter_async_context(running(service, transport=transport, store=store, options=options))
+            port = await stack.enter_async_context(open_probe(app.health, host="127.0.0.1", port=0))
+            client = await stack.enter_async_context(httpx.AsyncClient())
+            one = Night(Hushable(transport), store, app, Recorder(), Parts())
+            await app.publisher.publish_all([DeafPlaced("a", number) for number in range(3)])
+            await one.until(lambda: one.health.stalls > 0, timedelta(seconds=60))
+            answer = await client.get(f"http://127.0.0.1:{port}/readyz")
+            assert (503, True) == (answer.status_code, answer.json()["0"]["why"].startswith("no progress"))
+            assert [] == seen
+            await stranger.close()
+            await one.until(lambda: len(seen) == 3 and one.app.ready, timedelta(seconds=60))
+            assert [0, 1, 2] == seen
+            assert 200 == (await client.get(f"http://127.0.0.1:{port}/readyz")).status_code
 
     asyncio.run(scenario())

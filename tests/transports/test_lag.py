@@ -31,11 +31,11 @@ FAR = 4_000_000_000_000_000
 Opened: TypeAlias = Callable[[], AbstractAsyncContextManager[Transport]]
 
 
-@pytest.fixture(params=["memory", "sqlite", "postgresql", "kafka"])
+@pytest.fixture(params=["memory", "sqlite", "postgresql", "kafka", "rabbitmq"])
 def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Opened:
     """A function that opens a transport of each kind."""
     urls = {"memory": "memory://", "sqlite": f"sqlite:///{tmp_path}/broker.db"}
-    fixture = {"postgresql": "postgresql_url", "kafka": "kafka_url"}.get(request.param)
+    fixture = {"postgresql": "postgresql_url", "kafka": "kafka_url", "rabbitmq": "rabbitmq_url"}.get(request.param)
     url: str = urls[request.param] if fixture is None else request.getfixturevalue(fixture)
     return lambda: open_transport(url)
 

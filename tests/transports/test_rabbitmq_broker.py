@@ -10,6 +10,7 @@ from functools import wraps
 from itertools import count
 
 import aiormq
+import msgspec
 import pytest
 from kafka_proxy import proxy
 from pamqp import commands as spec
@@ -123,6 +124,24 @@ async def test_a_broker_that_falls_silent_is_left_and_joined_again(rabbitmq_serv
             await asyncio.to_thread(wire.say, "go")
             again = await taken(receiver, 1)
             assert {b"1", b"2"} >= {one.message.body for one in again}
+
+
+@on_a_loop
+async def test_what_waits_for_a_member_is_what_it_could_be_given(rabbitmq_server: RabbitServer) -> None:
+    """What does not fit into its prefetch, or is in a lane that is paused, does not wait for it; the rest does."""
+    topic = fresh()
+    async with opened(rabbitmq_server.url, topic, lanes=1) as transport:
+        one = msgspec.structs.replace(place(topic), prefetch=2)
+        async with transport.subscribe(one) as receiver:
+            await transport.publish([event(topic, number) for number in range(5)])
+            found = await taken(receiver, 2)
+            assert 0 == await transport.lag("billing", [f"{topic}/0"])
+            await receiver.settle(ack=found[:1])
+            async with asyncio.timeout(30):
+                while await transport.lag("billing", [f"{topic}/0"]) != 1:  # until the next one was pushed
+                    pass
+            await receiver.steer(pause=[f"{topic}/0"])
+            assert 0 == await transport.lag("billing", [f"{topic}/0"])
 
 
 @on_a_loop

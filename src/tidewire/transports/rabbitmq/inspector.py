@@ -12,7 +12,7 @@ from aiormq.abc import DeliveredMessage
 from aiormq.exceptions import ChannelNotFoundEntity
 
 from tidewire.chance import Ids
-from tidewire.errors import TransportRefused
+from tidewire.errors import TransportRefused, TransportUnavailable
 from tidewire.model import (
     Act,
     Address,
@@ -30,6 +30,7 @@ from tidewire.transports.rabbitmq.dead import letters
 from tidewire.transports.rabbitmq.frames import bare
 from tidewire.transports.rabbitmq.gossip import Count, Word, heard
 from tidewire.transports.rabbitmq.journal import Journal
+from tidewire.transports.rabbitmq.lanes import Lane
 from tidewire.transports.rabbitmq.line import Line
 from tidewire.transports.rabbitmq.names import (
     AUDIT,
@@ -52,7 +53,7 @@ _decode = msgspec.json.Decoder(Act).decode
 
 
 class RabbitInspector(ABC):
-    """What `RabbitTransport` answers about the broker: `tidewire.protocols.Inspector` and `Ledger`."""
+    """What `RabbitTransport` answers about the broker: `tidewire.protocols.Inspector`, `Lagging` and `Ledger`."""
 
     def __init__(self, catalogue: Catalogue, clock: Clock, ids: Ids) -> None:
         self._catalogue = catalogue
@@ -137,6 +138,18 @@ class RabbitInspector(ABC):
         )
         owners = None if silent else {lane: told[lane][0] for lane in sorted(owned)}
         return GroupInfo(topic=topic, group=group, stats=stats, owners=owners)
+
+    async def lag(self, group: str, lanes: Sequence[str]) -> int:
+        """See `tidewire.protocols.Lagging`: what is here, and what the queues hold of lanes that have room for more."""
+        self._check_open()
+        now, line = self._clock.now_us(), await self._desk.line()
+        names = frozenset(lanes)
+        waiting = 0
+        for receiver in [one for one in self._receivers if one.subscription.group == group]:
+            flowing = receiver.flowing(names)
+            roomy = [lane for lane in flowing if len(lane.unacked) < receiver.member.prefetch]
+            waiting += await _ready(line, group, roomy) + sum(lane.count(now).kept for lane in flowing)
+        return waiting
 
     async def _told(self, line: Line, group: str, lanes: set[str]) -> Mapping[str, tuple[str, Count]]:
         """Return what members say of *lanes*: those of this transport at once, others by asking all of the group."""
@@ -234,6 +247,24 @@ class RabbitInspector(ABC):
         await self._catalogue.know([address])
         if not self._catalogue.knows(address):
             raise TransportRefused(f"there is no {address}", hint="`tidewire topics` and `tidewire groups` list them")
+
+
+async def _ready(line: Line, group: str, lanes: Sequence[Lane]) -> int:
+    """Return what the queues of *lanes* hold for whoever is to be given it next.
+
+    Raises:
+        TransportUnavailable: one of them is not there, or there is no answer.
+    """
+    ready = 0
+    try:
+        async with line.a_pipe() as pipe:
+            for lane in lanes:
+                for name in (lane_queue, inbox_queue):
+                    queue = name(lane.topic, group, lane.number)
+                    ready += (await line.ask(pipe.queue_declare(queue, passive=True))).message_count or 0
+    except TransportRefused as error:
+        raise TransportUnavailable(error.message, hint=error.hint) from error
+    return ready
 
 
 def _note(told: dict[str, tuple[str, Count]], member: str, counts: Iterable[Count]) -> None:

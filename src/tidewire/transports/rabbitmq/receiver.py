@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
 from datetime import timedelta
 
@@ -156,6 +156,10 @@ class RabbitReceiver:
     def counts(self, now: int) -> list[Count]:
         """Return what is here of each lane."""
         return [lane.count(now) for lane in self.member.lanes.values() if lane.epoch]
+
+    def flowing(self, names: Collection[str]) -> list[Lane]:
+        """Return those lanes of *names* from which something may be handed out now."""
+        return [lane for lane in self.member.lanes.values() if lane.flows and lane.name in names]
 
     async def drain(self) -> None:
         """Hand nothing more out and wait until all is settled, at most ``grace``."""
