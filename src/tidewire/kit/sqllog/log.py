@@ -200,20 +200,17 @@ class Store:
 
     def columns(self, message: Message) -> tuple[Any, ...]:
         """Return id, source, key, headers and body as the tables hold them."""
-        source = self.names.sources.get(message.source)
+        source = self.names.source(message.source)
         if source is None:
             source = self._source(message.source)
+            self.names.meet_source(message.source, source)
         return message.id, source, message.key, encode_headers(message.headers).decode(), message.body
 
     def _source(self, name: str) -> int:
-        """Return the number of a source; remembered only when it was there before, for this may be rolled back."""
         row = self.connection.execute("SELECT id FROM source WHERE name = ?", (name,)).fetchone()
-        if row is not None:
-            if len(self.names.sources) > 10_000:
-                self.names.sources.clear()
-            self.names.sources[name] = int(row[0])
-            return int(row[0])
-        return int(self.connection.execute("INSERT INTO source (name) VALUES (?) RETURNING id", (name,)).fetchone()[0])
+        if row is None:
+            row = self.connection.execute("INSERT INTO source (name) VALUES (?) RETURNING id", (name,)).fetchone()
+        return int(row[0])
 
     def _topic(self, name: str) -> TopicRow:
         topic = self.names.topic(name)

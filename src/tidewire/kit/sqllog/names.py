@@ -29,7 +29,8 @@ class Names:
         self._topics: dict[str, TopicRow] = {}
         self._subs: dict[tuple[str, str], int] = {}
         self.missing: set[tuple[str | None, str]] = set()
-        self.sources: dict[str, int] = {}
+        self._sources: dict[str, int] = {}
+        self._met: dict[str, int] = {}
         self.source_names: dict[int, str] = {}
         self.refusal = home.refusal
 
@@ -77,6 +78,26 @@ class Names:
             for row in rows:
                 self._subs[group, topic] = int(row[0])
         return self._subs.get((group, topic))
+
+    def source(self, name: str) -> int | None:
+        """Return the number of a source, or None: not known. On the writer thread, inside a transaction."""
+        number = self._sources.get(name)
+        return self._met.get(name) if number is None else number
+
+    def meet_source(self, name: str, number: int) -> None:
+        """Remember a source for as long as the transaction lasts, which may have numbered it and be rolled back."""
+        self._met[name] = number
+
+    def begin(self) -> None:
+        """A transaction begins, and whatever went before it is decided: forget what was met in vain."""
+        self._met.clear()
+
+    def stand(self) -> None:
+        """The transaction stands: what was met in it is so for good."""
+        if len(self._sources) > _SOURCES_MAX:
+            self._sources.clear()
+        self._sources.update(self._met)
+        self._met.clear()
 
     async def find_sources(self, numbers: set[int]) -> None:
         """Make sure that the names of *numbers* are in `source_names`."""

@@ -39,7 +39,7 @@ class Shared:
         self.home = home
         self.receivers: list[Waiting] = []
         self.names = Names(home)
-        self.writer = Writer(home, wake=self._wake, doubted=self._doubted)
+        self.writer = Writer(home, self.names, wake=self._wake, doubted=self._doubted)
         home.listen(self._heard)
 
     @property

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 from tidewire.errors import TransportClosed, TransportError, TransportRefused, TransportUnavailable
 from tidewire.kit.bell import Bell
 from tidewire.kit.sqllog.home import Connection, Doubtful, Home
+from tidewire.kit.sqllog.names import Names
 
 __all__ = ["Writer"]
 
@@ -51,8 +52,9 @@ class Writer:
     """Runs jobs. After a commit that touched topics or group-topics, *wake* is called with them on the event loop;
     after one that may or may not stand, *doubted*."""
 
-    def __init__(self, home: Home, *, wake: Committed, doubted: Callable[[], None]) -> None:
+    def __init__(self, home: Home, names: Names, *, wake: Committed, doubted: Callable[[], None]) -> None:
         self._home = home
+        self._names = names
         self._tell = home.tell
         self._wake = wake
         self._doubted = doubted
@@ -228,12 +230,15 @@ class Writer:
 
     def _transaction(self, jobs: Sequence[Job]) -> list[Any]:
         def work(connection: Connection) -> list[Any]:
+            self._names.begin()
             results = _run(connection, jobs)
             if self.topics or self.subs:
                 self._home.announce(connection, topics=self.topics, subs=self.subs)
             return results
 
-        return self._home.write(work)
+        results = self._home.write(work)
+        self._names.stand()
+        return results
 
 
 def _run(connection: Connection, jobs: Sequence[Job]) -> list[Any]:
