@@ -49,7 +49,16 @@ def test_printed_sql_makes_what_upgrade_makes(postgresql_url: str) -> None:
         connection.execute(printed.stdout.encode())
     status = store("status", "--store", f"{postgresql_url}?schema=orders", "--json")
     assert (exits.OK, "up to date") == (status.returncode, json.loads(status.stdout)["state"])
-    assert "BEGIN;\nCOMMIT;\n" == store("sql", "--from", "1", "--store", postgresql_url).stdout
+
+
+def test_sql_is_printed_from_versions_that_there_are() -> None:
+    """From the newest version there is nothing to do, which is SQL too; a version that never was is refused."""
+    place = ("--store", "postgresql://nobody@127.0.0.1:1/nowhere")
+    newest = store("sql", "--from", "1", *place)
+    assert (exits.OK, "-- Nothing to do: version 1 is the newest.\n") == (newest.returncode, newest.stdout)
+    beyond = store("sql", "--from", "99", *place)
+    assert (exits.USAGE, "") == (beyond.returncode, beyond.stdout)
+    assert "--from 99: this tidewire knows the versions 0 (no tables yet) to 1" in beyond.stderr
 
 
 def test_newer_tables_are_refused(postgresql_url: str) -> None:

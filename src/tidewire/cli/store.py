@@ -26,7 +26,7 @@ examples:
 
 `tidewire run` never changes the tables of a PostgreSQL database, unless --provision says so; it refuses older and newer
 ones. A SQLite file is upgraded by the service that opens it.
-`sql` connects to nothing; --from says which version is there.
+`sql` connects to nothing, and takes the names of the tables from --store; --from says which version is there.
 exit code 1: the tables are missing or older (status)
 """
 
@@ -58,9 +58,16 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _sql(tables: StoreTables, options: argparse.Namespace) -> int:
+    if options.version > tables.needed:
+        raise ConfigurationError(
+            f"--from {options.version}: this tidewire knows the versions 0 (no tables yet) to {tables.needed}",
+            hint="`tidewire store status` says which version is there",
+        )
     statements = tables.sql(options.version)
     if options.json:
         emit({"statements": list(statements)})
+    elif not statements:
+        print(f"-- Nothing to do: version {tables.needed} is the newest.")
     else:
         print("BEGIN;")
         for statement in statements:

@@ -76,8 +76,13 @@ class StoreTables(Protocol):
         """
         ...
 
+    @property
+    def needed(self) -> int:
+        """The version that this tidewire needs; asks nobody."""
+        ...
+
     def sql(self, version: int) -> Sequence[str]:
-        """Return the statements that bring tables of *version* up to date."""
+        """Return the statements that bring tables of *version*, up to `needed`, up to date."""
         ...
 
     async def facts(self) -> Sequence[tuple[str, str]]:

@@ -69,6 +69,11 @@ class PostgresTables:
     def __init__(self, url: str) -> None:
         self._place = postgres_place(url)
 
+    @property
+    def needed(self) -> int:
+        """The version of the schema."""
+        return VERSION
+
     async def versions(self) -> tuple[int, int]:
         """Ask the version table."""
         async with _connected(self._place) as (wire, _):

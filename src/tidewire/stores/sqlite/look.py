@@ -78,6 +78,11 @@ class SqliteTables:
     def __init__(self, path: Path | str) -> None:
         self._path = Path(path)
 
+    @property
+    def needed(self) -> int:
+        """The number of migrations."""
+        return len(STORE.migrations)
+
     async def versions(self) -> tuple[int, int]:
         """Read the version in the file's header; no file has none."""
 
@@ -87,14 +92,14 @@ class SqliteTables:
         def look() -> int:
             return look_into(self._path, STORE, read=read) if self._path.exists() else 0
 
-        return await asyncio.to_thread(look), len(STORE.migrations)
+        return await asyncio.to_thread(look), self.needed
 
     async def upgrade(self) -> tuple[int, int]:
         """Open the store, as a service would."""
         before, _ = await self.versions()
         async with open_sqlite_store(self._path):
             pass
-        return before, len(STORE.migrations)
+        return before, self.needed
 
     def sql(self, version: int) -> Sequence[str]:
         """Return the statements of the migrations."""
