@@ -15,6 +15,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ class Place:
             process.kill()
             process.communicate()
 
-    async def put(self, *names: str) -> list[str]:
+    async def put(self, *names: str, delay: timedelta = timedelta(0)) -> list[str]:
         """Commit an event for each name from here, where nobody relays, and return their ids."""
         async with (
             open_transport(self.broker) as transport,
@@ -90,7 +91,7 @@ class Place:
             open_publisher("shop", transport=transport, store=store, options=Options(relay=False)) as publisher,
             transaction(store) as tx,
         ):
-            return list(await publisher.publish_all([OrderPlaced(name) for name in names], tx=tx))
+            return [await publisher.publish(OrderPlaced(name), tx=tx, delay=delay) for name in names]
 
     async def arrived(self, number: int) -> list[str]:
         """Wait until *number* events are on the broker, and return their ids."""
@@ -168,6 +169,41 @@ def test_the_outbox_is_shown_and_acted_on(place: Place) -> None:
     assert 1 == place.json("outbox", "requeue", str(stuck["row"]))["requeued"]
     assert 0 == place.json("outbox", "flush")["left"]
     assert 2 == len(asyncio.run(place.arrived(2)))
+
+
+def test_a_flush_says_what_is_left_and_why(place: Place) -> None:
+    """Rows stay because they are not due, because the broker refuses them, behind such a one, or for another relay."""
+    asyncio.run(place.put("refused", "refused", "refused"))
+    asyncio.run(place.put("later", delay=timedelta(days=1)))
+    asyncio.run(place.arrived(0))
+
+    async def refuse() -> None:
+        async with open_store(place.store) as store:
+            assert await store.backlog.lease("test", Options().lease)
+            (row, *_) = await store.backlog.claim("test", after=0, limit=1)
+            assert await store.backlog.refused("test", row.row, detail="too_large: 2 MB", attempts_max=1)
+            await store.backlog.lease("test", Options().lease * 0)
+
+    asyncio.run(refuse())
+    said = place.tidewire("outbox", "flush", code=exits.FAILED)
+    assert "1 rows are left, 3 are stuck." in said
+    assert "1 not due: the first is at" in said
+    assert "1 refused by the broker" in said
+    assert "2 held back by those, whose key they have" in said
+    found = place.json("outbox", "flush", code=exits.FAILED)
+    assert (1, 0, 1, 3, 2) == tuple(found[name] for name in ("left", "ready", "delayed", "stuck", "behind"))
+    assert found["next_due"] == place.json("outbox", "status", code=exits.FAILED)["next_due"]
+
+    async def other(duration: timedelta) -> None:
+        async with open_store(place.store) as store:
+            assert await store.backlog.lease("test", duration)
+
+    asyncio.run(place.put("ready"))
+    asyncio.run(other(timedelta(minutes=5)))
+    said = place.tidewire("outbox", "flush", code=exits.FAILED)
+    assert "1 may leave now: another process relays this outbox." in said
+    asyncio.run(other(timedelta(0)))
+    assert 0 == place.json("outbox", "flush", code=exits.FAILED)["ready"]
 
 
 def test_marks_are_counted_and_pruned(place: Place) -> None:

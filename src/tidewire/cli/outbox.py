@@ -15,7 +15,7 @@ from tidewire.cli.exits import FAILED, OK, CommandParser
 from tidewire.cli.shown import emit, stamp, table
 from tidewire.config import Settings, look_at_store, open_store, open_transport, settings_from
 from tidewire.errors import ConfigurationError
-from tidewire.model import Stuck
+from tidewire.model import OutboxState, Stuck
 from tidewire.protocols import Store
 from tidewire.runtime.serve import relay_once
 
@@ -68,12 +68,13 @@ async def _act(options: argparse.Namespace, settings: Settings) -> int:
         if options.verb == "flush":
             transport = await stack.enter_async_context(open_transport(settings.broker, create=False))
             owner = f"tidewire-cli-{UUID7Ids().event_id()}"
-            left = await relay_once(store, transport, owner=owner, longest=options.longest)
-            return await _flushed(store, left, as_json=options.json)
-        if options.verb == "requeue":
+            reached = await relay_once(store, transport, owner=owner, longest=options.longest) >= 0
+        elif options.verb == "requeue":
             rows = [one.row for one in await _stuck(store)] if options.all else options.rows
             return await _requeue(store, rows, as_json=options.json)
-        return _show(await _stuck(store), as_json=options.json)
+        else:
+            return _show(await _stuck(store), as_json=options.json)
+    return _flushed(await look_at_store(settings.store).outbox(), reached, as_json=options.json)
 
 
 async def _status(url: str, *, as_json: bool) -> int:
@@ -84,7 +85,9 @@ async def _status(url: str, *, as_json: bool) -> int:
             {
                 "pending": state.ready + state.delayed,
                 "delayed": state.delayed,
+                "next_due": state.next_due,
                 "stuck": state.stuck,
+                "behind": state.behind,
                 "stuck_since": state.stuck_since,
                 "relayed": state.relayed,
                 "oldest_write_s": seconds,
@@ -92,7 +95,11 @@ async def _status(url: str, *, as_json: bool) -> int:
         )
         return FAILED if state.stuck else OK
     rows = [("pending", f"{state.ready + state.delayed:,}"), ("of these delayed", f"{state.delayed:,}")]
+    if state.next_due is not None:
+        rows.append(("the first of these is due", stamp(state.next_due)))
     rows.append(("stuck", f"{state.stuck:,}"))
+    if state.behind:
+        rows.append(("of these behind a refused one", f"{state.behind:,}"))
     if state.stuck_since is not None:
         rows.append(("stuck since", stamp(state.stuck_since)))
     if state.relayed is not None:
@@ -151,12 +158,36 @@ async def _requeue(store: Store, rows: Sequence[int], *, as_json: bool) -> int:
     return OK
 
 
-async def _flushed(store: Store, left: int, *, as_json: bool) -> int:
-    _, stuck = await store.outbox.count()
+def _flushed(state: OutboxState, reached: bool, *, as_json: bool) -> int:
+    left = state.ready + state.delayed
     if as_json:
-        emit({"left": max(left, 0), "stuck": stuck, "reached": left >= 0})
-    elif left < 0:
-        print("The broker or the store could not be reached; what is there stays there.")
-    else:
-        print(f"{left} rows are left (delayed ones included), {stuck} are stuck.")
-    return OK if left == 0 else FAILED
+        emit(
+            {
+                "left": left,
+                "ready": state.ready,
+                "delayed": state.delayed,
+                "next_due": state.next_due,
+                "stuck": state.stuck,
+                "behind": state.behind,
+                "reached": reached,
+                "relayed": state.relayed,
+            }
+        )
+        return OK if reached and not left else FAILED
+    print(f"{left} rows are left, {state.stuck} are stuck.")
+    if state.ready or not reached:
+        print(f"  {state.ready} may leave now: {_why(state, reached)}.")
+    if state.delayed:
+        due = "" if state.next_due is None else f": the first is at {stamp(state.next_due)}"
+        print(f"  {state.delayed} not due{due}.")
+    if state.stuck:
+        print(f"  {state.stuck - state.behind} refused by the broker: `tidewire outbox stuck` shows what it said.")
+    if state.behind:
+        print(f"  {state.behind} held back by those, whose key they have.")
+    return OK if reached and not left else FAILED
+
+
+def _why(state: OutboxState, reached: bool) -> str:
+    if not reached:
+        return "the broker or the store was not there, or the broker did not store them"
+    return "another process relays this outbox" if state.relayed else "--longest was too short for them"

@@ -63,14 +63,18 @@ class Stuck(msgspec.Struct, frozen=True):
 
 class OutboxState(msgspec.Struct, frozen=True, kw_only=True):
     """How an outbox is: rows that are *ready* to leave, *delayed*, and *stuck* (*stuck_since*: when the oldest of those
-    was put there, µs since 1970), and whether the relay of a live process has its lease (None: nobody can tell).
-    *oldest_write*: for how many µs the oldest transaction that has written something is open, where that is known."""
+    was put there, µs since 1970; *behind*: how many of them the broker has not refused, which wait behind one that it
+    has), and whether the relay of a live process has its lease (None: nobody can tell). *next_due*: when the first
+    delayed row may leave, µs since 1970. *oldest_write*: for how many µs the oldest transaction that has written
+    something is open, where that is known."""
 
     ready: int
     delayed: int
     stuck: int
     stuck_since: int | None
     relayed: bool | None
+    behind: int = 0
+    next_due: int | None = None
     oldest_write: int | None = None
 
 

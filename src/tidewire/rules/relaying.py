@@ -8,7 +8,10 @@ from typing import TypeAlias
 from tidewire.model import Pending
 from tidewire.rules.letters import topic_of
 
-__all__ = ["CLAIM_BYTES_MAX", "Flight", "Look", "Place", "Traffic", "last_page", "places_of", "up_to"]
+__all__ = ["BEHIND", "CLAIM_BYTES_MAX", "Flight", "Look", "Place", "Traffic", "last_page", "places_of", "up_to"]
+
+BEHIND = "waits behind a quarantined row of its key"
+"""The `Stuck.detail` of a row that no broker has refused."""
 
 CLAIM_BYTES_MAX = 4 * 1024 * 1024
 """A claim ends behind the row with which the bodies of its rows reach this."""

@@ -11,7 +11,7 @@ import msgspec
 
 from tidewire.model import Message, Pending, Stuck, Topic
 from tidewire.protocols import Clock, Unit
-from tidewire.rules.relaying import up_to
+from tidewire.rules.relaying import BEHIND, up_to
 from tidewire.stores.memory.unit import own_unit
 
 __all__ = ["MemoryBacklog", "MemoryOutbox"]
@@ -153,8 +153,7 @@ class MemoryBacklog:
         for row, message in [*self._outbox.ready.items()] if first else ():
             if message.key is not None and row > first.get((_topic(message), message.key), row):
                 del self._outbox.ready[row]
-                detail = "waits behind a quarantined row of its key"
-                self._outbox.refused[row] = Stuck(row, message, 0, detail, self._clock.now_us())
+                self._outbox.refused[row] = Stuck(row, message, 0, BEHIND, self._clock.now_us())
 
     def _leads(self, owner: str) -> bool:
         return self._owner == owner and self._until > self._clock.ticks()

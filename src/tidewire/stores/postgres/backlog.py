@@ -15,7 +15,7 @@ from datetime import timedelta
 from tidewire.kit.postgres.text import kept
 from tidewire.kit.postgres.wire import Statement
 from tidewire.model import Message, Pending
-from tidewire.rules.relaying import CLAIM_BYTES_MAX, up_to
+from tidewire.rules.relaying import BEHIND, CLAIM_BYTES_MAX, up_to
 from tidewire.stores.postgres.access import Access
 from tidewire.stores.postgres.backlog_sql import PLAN, BacklogSql
 from tidewire.stores.postgres.events import PARTITIONS, message_of
@@ -25,7 +25,6 @@ from tidewire.stores.postgres.wake import RELAYS_CHANGED
 __all__ = ["PostgresBacklog"]
 
 _DETAIL_MAX = 1_000
-_BEHIND = "waits behind a quarantined row of its key"
 
 
 @dataclass
@@ -102,7 +101,7 @@ class PostgresBacklog:
                 rows = await self._read(found, limit)
                 holding.flying |= {row.row & 63 for row in rows}
                 return rows
-            await self._access.run("putting events aside", PLAN, self._sql.sideline(owner, blocked, _BEHIND))
+            await self._access.run("putting events aside", PLAN, self._sql.sideline(owner, blocked, BEHIND))
             self._forget(blocked)
 
     async def done(self, owner: str, rows: Sequence[int]) -> bool:

@@ -13,6 +13,7 @@ from tidewire.kit.postgres.text import given, kept
 from tidewire.kit.postgres.wire import Wire
 from tidewire.model import InboxState, OutboxState
 from tidewire.rules.findings import Section
+from tidewire.rules.relaying import BEHIND
 from tidewire.stores.postgres.access import OLDEST_WRITE, Access
 from tidewire.stores.postgres.migrate import STORE_ERRORS, read_version, upgrade
 from tidewire.stores.postgres.schema import VERSION, check_version, upgrade_sql
@@ -42,14 +43,17 @@ class PostgresStoreLook:
             named = self._place.named
             sql = (
                 f"SELECT (SELECT count(*) FROM {named('outbox')}), (SELECT count(*) FROM {named('outbox_delayed')}), "
-                f"(SELECT count(*) FROM {named('outbox_refused')}), (SELECT min(at) FROM {named('outbox_refused')}), "
-                f"EXISTS (SELECT 1 FROM {named('partition')} WHERE until > clock_timestamp()), {OLDEST_WRITE}"
+                f"(SELECT min(due) FROM {named('outbox_delayed')}), "
+                f"EXISTS (SELECT 1 FROM {named('partition')} WHERE until > clock_timestamp()), {OLDEST_WRITE}, "
+                "count(*), min(at), count(*) FILTER (WHERE detail = $1::text) "
+                f"FROM {named('outbox_refused')}"
             )
-            row = (await access.run("looking at the outbox", (sql, ()))).rows()[0]
-        ready, delayed, stuck, since, relayed, oldest = row
+            row = (await access.run("looking at the outbox", (sql, (BEHIND,)))).rows()[0]
+        ready, delayed, next_due, relayed, oldest, stuck, since, behind = row
         return OutboxState(
-            ready=ready, delayed=delayed, stuck=stuck, stuck_since=since, relayed=relayed, oldest_write=oldest
-        )
+            ready=ready, delayed=delayed, stuck=stuck, stuck_since=since, relayed=relayed, behind=behind,
+            next_due=next_due, oldest_write=oldest,
+        )  # fmt: skip
 
     async def inbox(self) -> Sequence[InboxState]:
         """Count the marks; that reads all of them."""

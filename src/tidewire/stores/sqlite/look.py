@@ -13,6 +13,7 @@ from tidewire.errors import StoreUnavailable
 from tidewire.kit.sqlite_file import look_into
 from tidewire.model import InboxState, OutboxState
 from tidewire.protocols import Clock
+from tidewire.rules.relaying import BEHIND
 from tidewire.stores.sqlite.schema import STORE
 from tidewire.stores.sqlite.store import boot_id, open_sqlite_store
 
@@ -54,14 +55,19 @@ class SqliteStoreLook:
     def _outbox(self, connection: sqlite3.Connection) -> OutboxState:
         connection.execute("BEGIN")  # one state of the file for all that is read
         (ready,) = connection.execute("SELECT count(*) FROM tidewire_outbox").fetchone()
-        (delayed,) = connection.execute("SELECT count(*) FROM tidewire_outbox_delayed").fetchone()
-        stuck, since = connection.execute("SELECT count(*), min(at) FROM tidewire_outbox_refused").fetchone()
+        delayed, next_due = connection.execute("SELECT count(*), min(due) FROM tidewire_outbox_delayed").fetchone()
+        stuck, since, behind = connection.execute(
+            "SELECT count(*), min(at), count(*) FILTER (WHERE detail = ?) FROM tidewire_outbox_refused", (BEHIND,)
+        ).fetchone()
         (relays,) = connection.execute(
             "SELECT count(*) FROM tidewire_lease WHERE name = 'relay' AND boot = ? AND until > ?",
             (boot_id(), self._clock.ticks()),
         ).fetchone()
         connection.execute("COMMIT")
-        return OutboxState(ready=ready, delayed=delayed, stuck=stuck, stuck_since=since, relayed=relays > 0)
+        return OutboxState(
+            ready=ready, delayed=delayed, stuck=stuck, stuck_since=since, relayed=relays > 0, behind=behind,
+            next_due=next_due,
+        )  # fmt: skip
 
 
 def _inbox(connection: sqlite3.Connection) -> Sequence[InboxState]:

@@ -18,7 +18,7 @@ import msgspec
 from tidewire.kit.handles import CallersUnit
 from tidewire.model import Message, Pending, Stuck
 from tidewire.protocols import Clock, Unit
-from tidewire.rules.relaying import up_to
+from tidewire.rules.relaying import BEHIND, up_to
 from tidewire.stores.sqlite.callers import put_in_callers
 from tidewire.stores.sqlite.reading import Reader
 from tidewire.stores.sqlite.records import NewUnit, durably
@@ -293,8 +293,7 @@ class SqliteBacklog:
             ]
 
     async def _sideline(self, rows: Sequence[int]) -> None:
-        detail = "waits behind a quarantined row of its key"
-        await durably(self._new_unit, lambda unit: self._quarantine(unit, rows, detail))
+        await durably(self._new_unit, lambda unit: self._quarantine(unit, rows, BEHIND))
 
     def _quarantine(self, unit: SqliteUnit, rows: Sequence[int], detail: str) -> None:
         wanted = _encode(list(rows)).decode()
