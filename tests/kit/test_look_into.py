@@ -45,6 +45,8 @@ async def look_at(path: Path) -> list[str]:
     """Return what a look says of a topic that is as it is there, one with other lanes, and one that is not."""
     look = SqliteBrokerLook(path)
     assert ["shop.order"] == [topic.name for topic in await look.topics()]
+    assert [TopicSpec("shop.order", lanes=2)] == [*await look.specs(["shop.order", "shop.stock"])]
+    assert [] == [*await look.specs(["shop.stock"])]
     wanted = [TopicSpec("shop.order", lanes=2), TopicSpec("shop.order", lanes=4), TopicSpec("shop.stock")]
     return [change.kind for change in await look.compare(wanted, [GroupSpec("billing", ["shop.order"])])]
 

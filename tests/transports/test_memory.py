@@ -335,6 +335,8 @@ def test_strange_places_are_refused() -> None:
             with pytest.raises(TransportRefused):
                 await call()
         assert 0 == await transport.remove(DeadChannel("t", "g"), [1, "2"])
+        with pytest.raises(TransportRefused, match="'t' is no address"):
+            await transport.browse("t")  # type: ignore[arg-type]
 
     run(test)
 

@@ -68,6 +68,18 @@ class OpenedBrokerLook:
         async with self._opened() as transport:
             return await transport.topics() if isinstance(transport, HasTopics) else ()
 
+    async def specs(self, names: Sequence[str]) -> Sequence[TopicSpec]:
+        """Ask the opened transport; nothing where it cannot tell."""
+        async with self._opened() as transport:
+            there = await topics_there(transport, names)
+        return [
+            topic
+            if isinstance(topic, TopicSpec)
+            else TopicSpec(topic.name, topic.lanes, topic.retention, topic.size_bytes_max)
+            for topic in there
+            if topic.name in names
+        ]
+
 
 class OpenedStoreLook:
     """See `tidewire.protocols.StoreLook`. Each call opens the store anew and closes it; whose marks it has, it cannot

@@ -8,7 +8,7 @@ import msgspec
 
 from tidewire.config import Settings, look_at_broker, look_at_store, masked
 from tidewire.errors import StoreRefused, StoreUnavailable, TransportRefused, TransportUnavailable
-from tidewire.model import Change, GroupSpec, TopicInfo
+from tidewire.model import Change, GroupSpec, TopicSpec
 from tidewire.rules.findings import Finding
 from tidewire.rules.functions import returned_events
 from tidewire.rules.guarantees import Guarantee, Terms, judge
@@ -47,7 +47,9 @@ async def check_services(services: Sequence[Service], settings: Settings, *, off
         TransportUnavailable: the broker cannot be reached, and only it knows what it promises.
     """
     checking = _Checking(settings, offline=offline)
-    await checking.look()
+    handlers = [handler for service in services for handler in service.handlers]
+    events = [event for one in handlers for event in (one.event, *returned_events(one.function))]
+    await checking.look([*dict.fromkeys(event.topic for event in events if event.kind == "integration")])
     examined = [await checking.one(service) for service in services]
     findings = [*_among(services, settings), *checking.findings]
     findings.sort(key=lambda finding: finding.level)  # stable, and "error" comes before "warning"
@@ -63,17 +65,17 @@ class _Checking:
         self._store = look_at_store(settings.store) if settings.store and not offline else None
         # What lives in the process that runs it has nothing that could be compared.
         self._compares = not offline and not settings.broker.startswith("memory:")
-        self._topics: Sequence[TopicInfo] = ()
+        self._topics: Sequence[TopicSpec] = ()
         self.findings: list[Finding] = []
         self.unseen: list[str] = []
 
-    async def look(self) -> None:
-        """Look at the broker's topics; without them there is nothing to compare."""
+    async def look(self, names: Sequence[str]) -> None:
+        """Look at the topics *names*, and at no others; where nobody can, there is nothing to compare."""
         self._capabilities = await self._broker.capabilities()
         if not self._compares:
             return
         try:
-            self._topics = await self._broker.topics()
+            self._topics = await self._broker.specs(names)
         except TransportUnavailable as error:
             self.unseen.append(f"topics and groups: {error.message}")
             self._compares = False

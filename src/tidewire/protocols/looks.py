@@ -34,6 +34,11 @@ class BrokerLook(Protocol):
         """Return every topic, by name; raises as `compare`."""
         ...
 
+    async def specs(self, names: Sequence[str]) -> Sequence[TopicSpec]:
+        """Return how those of the topics *names* are kept that are there, asking after no others where that can be;
+        raises as `compare`."""
+        ...
+
 
 class StoreLook(Protocol):
     """A store, looked at."""

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from tidewire.kit.sqllog.home import Connection
 from tidewire.kit.sqllog.lanes import Lane
-from tidewire.model import Stats, TopicInfo
+from tidewire.model import Stats, TopicInfo, TopicSpec
 
-__all__ = ["Here", "Place", "describe_topics", "list_places", "live_owners", "measure", "noted", "waiting"]
+__all__ = ["Here", "Place", "describe_topics", "list_places", "live_owners", "measure", "noted", "specs_of", "waiting"]
 
 
 class Place(NamedTuple):
@@ -43,6 +43,16 @@ class Noted(NamedTuple):
     read: int
     besides: int
     now: int
+
+
+def specs_of(connection: Connection, names: Sequence[str]) -> list[TopicSpec]:
+    """Return how those of the topics *names* are kept that there are; nothing is counted."""
+    one = "SELECT lanes, retention, size_max FROM topic WHERE name = ?"  # by the unique name
+    rows = [(name, row) for name in names for row in connection.execute(one, (name,)).fetchall()]
+    return [
+        TopicSpec(name, lanes, None if retention is None else timedelta(microseconds=retention), size_max)
+        for name, (lanes, retention, size_max) in rows
+    ]
 
 
 def describe_topics(connection: Connection) -> list[TopicInfo]:

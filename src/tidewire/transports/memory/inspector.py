@@ -98,7 +98,14 @@ def browse(broker: MemoryBroker, address: Address, *, after: int | str | None, l
             found = sorted(_in_inbox(_share(broker, name, group)[1]), key=_by_position)
         case DeadChannel(topic=name, group=group):
             found = _share(broker, name, group)[1].dead.values()
+        case _:
+            raise _no_address(address)
     return _browsed(found, place, limit)
+
+
+def _no_address(given: object) -> TransportRefused:
+    hint = "Topic(name), InboxChannel(topic, group) or DeadChannel(topic, group), from tidewire.model"
+    return TransportRefused(f"{given!r} is no address", hint=hint)
 
 
 def _browsed(entries: Iterable[Entry], place: int, limit: int) -> list[Browsed]:

@@ -10,7 +10,7 @@ import psycopg
 
 from tidewire.errors import TransportUnavailable
 from tidewire.kit.postgres.place import postgres_place
-from tidewire.kit.sqllog.counting import describe_topics
+from tidewire.kit.sqllog.counting import describe_topics, specs_of
 from tidewire.kit.sqllog.home import Connection
 from tidewire.kit.sqllog.provisioning import differences
 from tidewire.model import Capabilities, Change, GroupSpec, TopicInfo, TopicSpec
@@ -42,6 +42,10 @@ class PostgresBrokerLook:
     async def topics(self) -> Sequence[TopicInfo]:
         """Read every topic."""
         return await asyncio.to_thread(self._seen, describe_topics)
+
+    async def specs(self, names: Sequence[str]) -> Sequence[TopicSpec]:
+        """Read the rows of these topics."""
+        return await asyncio.to_thread(self._seen, lambda connection: specs_of(connection, names))
 
     def _seen(self, look: Callable[[Connection], T]) -> T:
         def run(session: Session) -> T:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from tidewire.kit.sqlite_file import look_into
-from tidewire.kit.sqllog.counting import describe_topics
+from tidewire.kit.sqllog.counting import describe_topics, specs_of
 from tidewire.kit.sqllog.provisioning import differences
 from tidewire.model import Capabilities, Change, GroupSpec, TopicInfo, TopicSpec
 from tidewire.transports.sqlite.schema import BROKER
@@ -39,3 +39,11 @@ class SqliteBrokerLook:
     async def topics(self) -> Sequence[TopicInfo]:
         """Read every topic from the file."""
         return await asyncio.to_thread(partial(look_into, self._path, BROKER, read=describe_topics))
+
+    async def specs(self, names: Sequence[str]) -> Sequence[TopicSpec]:
+        """Read the rows of these topics."""
+
+        def read(connection: sqlite3.Connection) -> Sequence[TopicSpec]:
+            return specs_of(connection, names)
+
+        return await asyncio.to_thread(partial(look_into, self._path, BROKER, read=read))
