@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 import pytest
@@ -20,7 +21,7 @@ from doc_pages import Block, Page, navigation, page, pages
 from source_tree import ROOT, python_files, sources
 from tidewire.cli.main import COMMANDS
 from tidewire.config import Settings
-from tidewire.model import Reason
+from tidewire.model import FactKind, Reason
 
 # Runs the Python blocks of a page in a project folder: a block that names a file is written there and imported,
 # any other is executed; all share one module. Line numbers in a traceback are those of the page.
@@ -124,14 +125,16 @@ def log_names() -> set[str]:
     }
 
 
-def fact_kinds() -> set[str]:
-    """Return every kind of fact that the runtime records: first argument of ``Fact(…)`` and of ``_note(…)``."""
+def noted_texts() -> set[str]:
+    """Return every text in the first arguments of ``Fact(…)`` and ``….note(…)`` in the runtime, choices included."""
     return {
-        str(node.args[0].value)
+        str(part.value)
         for module in sources()
+        if "runtime" in module.path
         for node in ast.walk(module.tree)
-        if isinstance(node, ast.Call) and re.search(r"(^Fact|\._note)$", ast.unparse(node.func))
-        if node.args and isinstance(node.args[0], ast.Constant)
+        if isinstance(node, ast.Call) and re.search(r"(^Fact|\.note)$", ast.unparse(node.func)) and node.args
+        for part in ast.walk(node.args[0])
+        if isinstance(part, ast.Constant)
     }
 
 
@@ -266,8 +269,11 @@ def test_settings_are_documented() -> None:
 
 
 def test_kinds_of_facts_are_documented() -> None:
-    """Every kind of fact that the sources record has its line in ``docs/logs-and-facts.md``."""
-    assert [] == unsaid(sorted(fact_kinds()), page("docs/logs-and-facts.md").text)
+    """Every kind of fact that there can be is recorded somewhere, and has its line in ``docs/logs-and-facts.md``."""
+    kinds = set(get_args(FactKind))
+    facts = page("docs/logs-and-facts.md").text.partition("## Facts")[2]
+    assert kinds == set(re.findall(r"^\| `([a-z_]+)` \|", facts, flags=re.MULTILINE))
+    assert set() == kinds - noted_texts()
 
 
 def test_dead_letter_reasons_are_documented() -> None:

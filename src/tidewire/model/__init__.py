@@ -45,6 +45,7 @@ from tidewire.model.outcomes import (
 )
 from tidewire.model.records import (
     Fact,
+    FactKind,
     Failure,
     Guard,
     Held,
@@ -67,6 +68,7 @@ __all__ = [
     "Delivery",
     "Envelope",
     "Fact",
+    "FactKind",
     "Failure",
     "Found",
     "GroupInfo",

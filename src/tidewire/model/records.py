@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import msgspec
 
@@ -11,6 +11,7 @@ from tidewire.model.messages import Message
 
 __all__ = [
     "Fact",
+    "FactKind",
     "Failure",
     "Guard",
     "Held",
@@ -118,15 +119,30 @@ class Failure(msgspec.Struct, frozen=True):
     counts: Mapping[str, int] = msgspec.field(default_factory=dict[str, int])
 
 
+FactKind: TypeAlias = Literal[
+    "published",
+    "processed",
+    "skipped",
+    "known",
+    "discarded",
+    "retried",
+    "dead_lettered",
+    "settled",
+    "lost",
+    "rebuilt",
+]
+"""What can have happened."""
+
+
 class Fact(msgspec.Struct, frozen=True, gc=False):
-    """Something that happened to an event: ``published``, ``received``, ``processed``, ``skipped``, ``known``
-    (a duplicate that changed nothing), ``discarded`` (an operator gave it up), ``retried``, ``dead_lettered``,
-    ``settled``, ``lost``; or to a group's member: ``rebuilt``, with its topics and without an event.
+    """Something that happened to an event: ``published``, ``processed``, ``skipped``, ``known`` (a duplicate that
+    changed nothing), ``discarded`` (an operator gave it up), ``retried``, ``dead_lettered``, ``settled``, ``lost``; or
+    to a group's member: ``rebuilt``, with its topics and without an event.
 
     *at* is wall time in microseconds; *took_us* how long the handler ran, for ``processed``.
     """
 
-    kind: str
+    kind: FactKind
     type: str
     event_id: str
     topic: str

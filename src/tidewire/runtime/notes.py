@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 
-from tidewire.model import DeadLetter, Fact, RetryLater
+from tidewire.model import DeadLetter, Fact, FactKind, RetryLater
 from tidewire.protocols import Clock, Observer
 from tidewire.rules.letters import topic_of
 from tidewire.rules.retry import raised_at
@@ -26,7 +26,7 @@ class Notes:
         self._group = group
         self._facts: list[Fact] = []
 
-    def note(self, kind: str, work: Work, *, seconds: float = 0.0, detail: str = "") -> None:
+    def note(self, kind: FactKind, work: Work, *, seconds: float = 0.0, detail: str = "") -> None:
         """Note that *kind* happened to *work*."""
         if self._observer is None:
             return

@@ -13,7 +13,7 @@ from tidewire.cli.demo.supervisor import Supervisor
 
 __all__ = ["View", "print_books"]
 
-_COLUMNS = ("received", "processed", "published", "retried", "known", "dead_lettered")
+_COLUMNS = ("processed", "published", "retried", "known", "dead_lettered")
 _HEADS = {"published": "published", "retried": "retries", "known": "duplicates", "dead_lettered": "dead letters"}
 
 
