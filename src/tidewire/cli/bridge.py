@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import signal
+import sys
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from datetime import timedelta
@@ -25,6 +26,9 @@ Copy topics from one broker to another while both are in use. Ids, sources, keys
 what it has seen; of one key the order stays. What is copied is noted as the position of a group of its own, after the
 other broker has confirmed it: killed at any point, the same command goes on, and repeats at most one batch.
 
+RabbitMQ keeps nothing for a group that is made later: to it, --provision also makes the groups that read a topic on
+FROM, and a topic without any is refused; from it, only what comes once this group is there is copied.
+
 It ends when nothing is left, or with --follow at SIGTERM or Ctrl-C. Dead letters, and retries that wait, stay with
 the groups they belong to: let those drain, and take dead letters along by `tidewire dlq export` and `import`.
 """
@@ -38,6 +42,7 @@ exit codes:
   2  a person must change something: a topic that is missing, an event that the other broker refuses
   3  a broker was away for longer than --patience: time may help
 """
+_ONLY_LATER = "only what is published from now on is copied"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -83,7 +88,13 @@ async def _bridge(options: argparse.Namespace) -> int:
         if not isinstance(source, Broker):
             raise ConfigurationError(f"the broker {masked(options.source)} cannot be looked into")
         target = await stack.enter_async_context(open_transport(options.target))
-        await prepare(source, target, topics, create=options.provision, lanes=options.lanes)
+        begun = await prepare(
+            source, target, topics, group=options.group, create=options.provision, lanes=options.lanes
+        )
+        if not begun and not source.capabilities.replay:
+            print(
+                f"{masked(options.source)} keeps nothing for a group that is made later: {_ONLY_LATER}", file=sys.stderr
+            )
         member = f"bridge-{UUID7Ids().event_id()}"
         bridge = Bridge(source, target, group=options.group, topics=topics, member=member, progress=progress.at)
         patience = timedelta.max if options.follow else timedelta(seconds=options.patience)

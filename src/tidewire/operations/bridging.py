@@ -15,7 +15,7 @@ from typing import Protocol, runtime_checkable
 import msgspec
 
 from tidewire.errors import ConfigurationError, TransportRefused, TransportUnavailable
-from tidewire.model import Delivery, GroupSpec, LaneEvent, Message, Receipt, Stats, Subscription, TopicSpec
+from tidewire.model import Delivery, GroupInfo, GroupSpec, LaneEvent, Message, Receipt, Stats, Subscription, TopicSpec
 from tidewire.protocols import Inspector, Receiver, Transport
 
 __all__ = ["Bridge", "prepare"]
@@ -36,8 +36,12 @@ class Copied(msgspec.Struct):
 
 
 @runtime_checkable
-class _Counting(Protocol):
-    """A broker that can say what waits for a group."""
+class _Seen(Protocol):
+    """A broker that can say which groups there are, and what waits for one."""
+
+    async def groups(self, topic: str | None = None) -> Sequence[GroupInfo]:
+        """See `tidewire.protocols.Inspector`."""
+        ...
 
     async def stats(self, topic: str, group: str) -> Stats:
         """See `tidewire.protocols.Inspector`."""
@@ -45,9 +49,12 @@ class _Counting(Protocol):
 
 
 async def prepare(
-    source: Inspector, target: Transport, topics: Sequence[str], *, create: bool = False, lanes: int | None = None
-) -> None:
+    source: Inspector, target: Transport, topics: Sequence[str], *, group: str, create: bool, lanes: int | None = None
+) -> bool:
     """See to it that *topics* are on both sides; with *create* the missing ones are made as they are on the first.
+
+    A side that keeps nothing for groups that are made later needs one on each topic before anything is copied: with
+    *create* those that read it on the first side, but *group*, the bridge's own. Return whether that is there already.
 
     Raises:
         ConfigurationError: one is missing; names all.
@@ -63,6 +70,26 @@ async def prepare(
     if wanting and not create:
         raise ConfigurationError(
             f"there is no {', '.join(wanting)} to copy to", hint="--provision makes it with as many lanes"
+        )
+    readers = {name: {info.group for info in await source.groups(name)} for name in topics}
+    if not target.capabilities.replay:
+        groups = sorted({one for found in readers.values() for one in found} - {group})
+        wanted = [GroupSpec(one, [name for name in topics if one in readers[name]]) for one in groups]
+        if create and wanted:
+            await target.provision((), wanted)
+        await _demand_readers(target, topics)
+    return all(group in found for found in readers.values())
+
+
+async def _demand_readers(target: Transport, topics: Sequence[str]) -> None:
+    """Raise unless somebody reads each of *topics*: what nobody reads is not kept."""
+    if not isinstance(target, _Seen):
+        return
+    unread = [name for name in topics if not await target.groups(name)]
+    if unread:
+        raise ConfigurationError(
+            f"no group reads {', '.join(unread)} on the other broker, which keeps nothing for one that is made later",
+            hint="--provision makes the groups that read it here; or start their services there once, with --provision",
         )
 
 
@@ -157,12 +184,13 @@ class Bridge:
             waiting = left
 
     async def _is_empty(self) -> bool:
-        """Whether nothing is left for the group: nothing that waits, and nothing that is yet to come due."""
-        if not isinstance(self._source, _Counting):
+        """Whether nothing is left for the group: nothing that waits or is yet to come due, and nothing that another
+        member has, as one that was killed does until the broker notices."""
+        if not isinstance(self._source, _Seen):
             raise ConfigurationError("the broker to copy from cannot say what is left", hint="use --follow")
         for topic in self._subscription.topics:
             stats = await self._source.stats(topic, self._subscription.group)
-            if stats.ready or stats.delayed:
+            if stats.ready or stats.delayed or stats.in_flight != 0:
                 return False
         return True
 
