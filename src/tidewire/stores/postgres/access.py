@@ -10,9 +10,16 @@ from tidewire.kit.postgres.pool import PostgresPool
 from tidewire.kit.postgres.wire import Answers, Statement
 from tidewire.stores.postgres.migrate import STORE_ERRORS
 
-__all__ = ["OLDEST_WRITE", "Access"]
+__all__ = ["OLDEST_WRITE", "PLAN", "Access"]
 
 _RERUNS_MAX = 5
+PLAN: Statement = (
+    "SELECT set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true), "
+    "set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true)",
+    (),
+)
+"""Plans are kept with the connection, and the tables are empty when most of them are made: they are to fit full ones.
+Goes ahead of a statement in its transaction."""
 OLDEST_WRITE = (
     "(SELECT (extract(epoch FROM max(age)) * 1000000)::bigint FROM (SELECT clock_timestamp() - xact_start AS age "
     "FROM pg_stat_activity WHERE backend_xid IS NOT NULL AND pid <> pg_backend_pid() UNION ALL "

@@ -16,8 +16,8 @@ from tidewire.kit.postgres.text import kept
 from tidewire.kit.postgres.wire import Statement
 from tidewire.model import Message, Pending
 from tidewire.rules.relaying import BEHIND, CLAIM_BYTES_MAX, up_to
-from tidewire.stores.postgres.access import Access
-from tidewire.stores.postgres.backlog_sql import PLAN, BacklogSql
+from tidewire.stores.postgres.access import PLAN, Access
+from tidewire.stores.postgres.backlog_sql import BacklogSql
 from tidewire.stores.postgres.events import PARTITIONS, message_of
 from tidewire.stores.postgres.outbox import PostgresOutbox
 from tidewire.stores.postgres.wake import RELAYS_CHANGED

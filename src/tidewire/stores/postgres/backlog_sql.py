@@ -9,14 +9,8 @@ from tidewire.kit.postgres.wire import Statement
 from tidewire.stores.postgres.access import Access
 from tidewire.stores.postgres.events import COLUMNS, PARTITIONS, channel_of
 
-__all__ = ["PLAN", "BacklogSql"]
+__all__ = ["BacklogSql"]
 
-# Plans are kept with the connection, and the table is empty when most of them are made: they are to fit a full one.
-PLAN: Statement = (
-    "SELECT set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true), "
-    "set_config('enable_hashjoin', 'off', true), set_config('enable_mergejoin', 'off', true)",
-    (),
-)
 _MINE = "p.owner = $1::text AND p.until > clock_timestamp()"
 _NOW_US = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
 _UNTIL = "clock_timestamp() + $2::bigint * interval '1 microsecond'"

@@ -10,7 +10,7 @@ from tidewire.kit.postgres.text import kept
 from tidewire.kit.postgres.wire import Statement
 from tidewire.model import Mark
 from tidewire.protocols import Clock, Unit
-from tidewire.stores.postgres.access import Access
+from tidewire.stores.postgres.access import PLAN, Access
 from tidewire.stores.postgres.unit import Core, own_unit
 
 __all__ = ["PostgresInbox", "packed"]
@@ -70,8 +70,8 @@ class PostgresInbox:
         digests: dict[tuple[int | None, bytes], bytes] = {}
         if asked:
             statements: list[Statement] = [(self._known, (scope, event_ids)) for scope, event_ids in asked.items()]
-            answers = await self._access.run("looking up inbox marks", *statements)
-            for index, scope in enumerate(asked):
+            answers = await self._access.run("looking up inbox marks", PLAN, *statements)
+            for index, scope in enumerate(asked, 1):
                 digests.update({(scope, bytes(event_id)): bytes(digest) for event_id, digest in answers.rows(index)})
         return [digests.get(place) for place in places]
 
@@ -102,7 +102,7 @@ class PostgresInbox:
 
     async def prune(self, before: int, limit: int) -> int:
         """Delete up to *limit* marks older than *before*; reads only what it deletes."""
-        return (await self._access.run("pruning inbox marks", (self._prune, (before, limit)))).count()
+        return (await self._access.run("pruning inbox marks", PLAN, (self._prune, (before, limit)))).count()
 
     def _own_core(self) -> Core:
         assert self._core is not None, "attached when the store was opened"
