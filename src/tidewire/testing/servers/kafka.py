@@ -80,7 +80,7 @@ _PROPERTIES = {
     "group.consumer.session.timeout.ms": "1500",
     "group.consumer.min.heartbeat.interval.ms": "100",
     "group.consumer.heartbeat.interval.ms": "100",
-    "broker.session.timeout.ms": "20000",  # one that stands still for seconds is not given up by its own controller
+    "broker.session.timeout.ms": "2000",  # a killed one is not let in again before the controller has given it up
     "broker.heartbeat.interval.ms": "300",
     "log.cleaner.dedupe.buffer.size": "4194304",
     "log.retention.check.interval.ms": "1000",
