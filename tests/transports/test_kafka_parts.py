@@ -240,6 +240,16 @@ def test_the_promises_stand_in_every_configuration() -> None:
     assert [False, True] == [client_is_modern(version) for version in ((2, 14, 9), (2, 15, 0))]
 
 
+def test_a_short_lease_is_a_session_that_heartbeats_can_keep() -> None:
+    """The older protocol's client beats once a second at best: a session that it could not keep is never asked for."""
+    settings = settings_of("kafka://h")
+    short, long = (
+        member_conf(settings, "m", group="g", ordering="key", lease=timedelta(seconds=lease), modern=False)
+        for lease in (0.4, 6)
+    )
+    assert (3_000, 6_000) == (short["session.timeout.ms"], long["session.timeout.ms"])
+
+
 def test_two_members_of_a_named_process_have_names_of_their_own() -> None:
     """A process with topics in order and topics without has two members in its group; both keep their names."""
     settings = settings_of("kafka://h?instance=billing-0")

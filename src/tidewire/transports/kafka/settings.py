@@ -15,6 +15,8 @@ __all__ = ["Conf", "KafkaSettings", "admin_conf", "fetcher_conf", "member_conf",
 
 Conf: TypeAlias = dict[str, str | int | float | bool]
 _GROUP_EPOCH_LEAST = (2, 15, 0)
+_HEARTBEAT = 1_000
+"""By the older protocol the client looks no oftener than once in so many milliseconds whether a heartbeat is due."""
 _OVERHEAD = 65_536
 """Bytes that a key, our own headers and the record's frame may add to a message."""
 _OURS = frozenset(
@@ -183,7 +185,7 @@ def member_conf(
         "enable.auto.commit": False,
         "enable.auto.offset.store": False,
         "auto.offset.reset": "latest",
-        "max.poll.interval.ms": 86_400_000 if not modern else max(300_000, int(lease.total_seconds() * 1000)),
+        "max.poll.interval.ms": max(300_000, int(lease.total_seconds() * 1000)),
         "fetch.wait.max.ms": 500,
     }
     if settings.instance:
@@ -191,13 +193,12 @@ def member_conf(
     if modern:  # how long a silent member stays is the broker's or the group's setting there
         conf |= {"group.protocol": "consumer", "group.remote.assignor": "uniform"}
     else:
-        session = max(300, int(lease.total_seconds() * 1000))
+        session = max(3 * _HEARTBEAT, int(lease.total_seconds() * 1000))
         conf |= {
             "group.protocol": "classic",
             "partition.assignment.strategy": "cooperative-sticky",
             "session.timeout.ms": session,
-            "heartbeat.interval.ms": max(100, session // 5),
-            "max.poll.interval.ms": max(300_000, session),
+            "heartbeat.interval.ms": _HEARTBEAT,  # a member hears by its next one that another comes or goes
         }
     return conf
 
