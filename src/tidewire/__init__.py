@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         TidewireError,
     )
     from tidewire.rules.events import domain_event, event
+    from tidewire.rules.plain import Body, ContentHash, Header, Plain, Position
     from tidewire.rules.recurrence import Cron, Every
     from tidewire.rules.retry import Retry
     from tidewire.rules.upcasts import upcast
@@ -36,17 +37,22 @@ if TYPE_CHECKING:
     from tidewire.runtime.sync_producer import SyncPublisher
 
 __all__ = [
+    "Body",
     "ConfigurationError",
+    "ContentHash",
     "Context",
     "Cron",
     "DecodeError",
     "DependencyUnavailable",
     "Emitter",
     "Every",
+    "Header",
     "Middleware",
     "MissingExtra",
     "Options",
     "Parts",
+    "Plain",
+    "Position",
     "PublishRejected",
     "PublishUnknown",
     "Publisher",
@@ -73,6 +79,7 @@ _HOMES = {
         "RetryAfter TidewireError"
     ),
     "rules.events": "domain_event event",
+    "rules.plain": "Body ContentHash Header Plain Position",
     "rules.recurrence": "Cron Every",
     "rules.retry": "Retry",
     "rules.upcasts": "upcast",

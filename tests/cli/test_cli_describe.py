@@ -16,7 +16,7 @@ from tidewire.cli import exits
 SERVICES = """
 from collections.abc import AsyncIterator, Mapping
 from datetime import datetime, timedelta
-from tidewire import Context, Every, Retry, Service, domain_event, event, upcast
+from tidewire import Body, Context, Every, Header, Plain, Position, Retry, Service, domain_event, event, upcast
 from tidewire.middleware import timeout
 
 @event("shop.order.placed", version=3, key="order_id")
@@ -57,6 +57,10 @@ async def hourly(due: datetime) -> OrderViewed: ...
 @billing.lifespan
 async def opened(service: Service) -> AsyncIterator[Mapping[str, object]]:
     yield {}
+
+stock.accept(
+    Plain({"view": OrderViewed, "click": None}, type=Header("kind"), id=[Body("no"), Position()], source="web")
+)
 
 @stock.on(OrderViewed, name="one", ordering="none", batch=10)
 async def many(views: list[OrderViewed]) -> None: ...
@@ -117,6 +121,23 @@ def test_json_holds_the_same(folder: Path) -> None:
         [one["name"] for one in billing["recurring"]],
     )
     assert ({"shop.order": "none"}, 10) == (stock["topics"], stock["handlers"][0]["batch"])
+
+
+def test_plain_messages_are_described(folder: Path) -> None:
+    """What they become, and where each attribute comes from, in words and by stable keys."""
+    answer = describe(folder, "shop:stock")
+    for part in (
+        "plain messages of shop.order",
+        "by the header kind: view → shop.order.viewed, click → skipped",
+        "the field no of the body, else the position on the broker, within source web",
+        "the broker's, else what the event declares",
+    ):
+        assert part in answer.stdout
+    billing, stock = documents(folder, "shop:billing", "shop:stock")["services"]
+    assert [] == billing["plain"]
+    (plain,) = stock["plain"]
+    assert {"view": "shop.order.viewed", "click": None} == plain["kinds"]
+    assert ("shop.order", "web", "the whole body") == (plain["topic"], plain["source"], plain["data"])
 
 
 def test_explain_says_where_an_event_goes_and_who_handles_it(folder: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidewire import Context, Retry, Service, domain_event, event
+from tidewire import Context, Header, Plain, Position, Retry, Service, domain_event, event
 from tidewire.model import ZERO, Capabilities
 from tidewire.rules.guarantees import Judgement, Terms, hold_limit, judge, ordered_topics
 from tidewire.rules.letters import DEDUP_WINDOW
@@ -259,3 +259,28 @@ def test_errors_come_first() -> None:
     judgement = judged(OrderPlaced, terms(STORELESS, lease=timedelta(seconds=1), durability="none"))
     levels = [finding.level for finding in judgement.findings]
     assert (sorted(levels), 3) == (levels, len(levels))
+
+
+def test_a_position_is_no_id_where_it_does_not_last() -> None:
+    """On a broker without a log a redelivery has another place: its effect would happen twice, so it is refused."""
+    service = Service("billing")
+    service.accept(Plain(OrderPlaced, id=[Header("message-id"), Position()]))
+
+    @service.on(OrderPlaced)
+    async def take(order: OrderPlaced) -> None: ...
+
+    def found(capabilities: Capabilities) -> list[str]:
+        terms = msgspec.structs.replace(STORED, capabilities=capabilities)
+        judgement = judge("billing", service.handlers, terms=terms, plains=service.plains.values())
+        return [finding.code for finding in judgement.findings]
+
+    assert [] == found(BROKER)
+    assert ["plain-without-position"] == found(msgspec.structs.replace(BROKER, replay=False))
+
+
+def test_plain_messages_need_a_handler() -> None:
+    """What is accepted as an event that nobody takes would never be read."""
+    service = Service("billing")
+    service.accept(Plain(PageSeen, id=Position()))
+    (finding,) = judge("billing", [], terms=STORED, plains=service.plains.values()).findings
+    assert ("error", "plain-unhandled") == (finding.level, finding.code)

@@ -20,6 +20,21 @@ def delivery(**changes: object) -> Delivery:
     return msgspec.structs.replace(Delivery(MESSAGE, "shop.order/1", 4, 17, stored_at=1_000_000), **changes)
 
 
+def test_a_dead_letter_says_what_a_plain_message_was_read_as() -> None:
+    """Its own headers do not, and they are not touched: a redrive reads it anew. Where they do, nothing is added."""
+    plain = delivery(message=msgspec.structs.replace(MESSAGE, headers={"kind": "placed"}))
+    verdict = DeadLetter(Reason.PERMANENT, "no")
+
+    def headers_of(given: Delivery) -> set[str]:
+        letter = dead_letter(given, verdict, group="billing", failure=None, member="m", event_type="shop.order.placed")
+        assert given.message.headers.items() <= redriven(letter).headers.items()
+        assert {"tw-redriven"} == redriven(letter).headers.keys() - given.message.headers.keys()
+        return set(letter.headers)
+
+    assert "dl-type" in headers_of(plain)
+    assert "dl-type" not in headers_of(delivery())
+
+
 def test_a_retry_carries_its_failures_and_its_time() -> None:
     """The record travels in a header, so that the next owner goes on counting."""
     message = retried(delivery(), group="billing", failure=FAILURE, not_before=99)

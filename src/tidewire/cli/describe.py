@@ -8,7 +8,14 @@ from tidewire.cli.exits import FAILED, OK, CommandParser, did_you_mean, tell
 from tidewire.cli.shown import emit, print_points
 from tidewire.cli.target import find_service
 from tidewire.clock import SystemClock
-from tidewire.operations.describing import Described, DescribedEvent, DescribedHandler, describe_service, explain
+from tidewire.operations.describing import (
+    Described,
+    DescribedEvent,
+    DescribedHandler,
+    DescribedPlain,
+    describe_service,
+    explain,
+)
 
 __all__ = ["main"]
 
@@ -88,6 +95,9 @@ def _print(service: Described) -> None:
     for handler in service.domain:
         print(f"\n  domain event {handler.event.type} → {handler.name}")
         print_points([("runs", "at once, inside the unit that published it"), *_returns(handler.returns)], indent=4)
+    for plain in service.plain:
+        print(f"\n  plain messages of {plain.topic}")
+        print_points(_plain(plain), indent=4)
     for one in service.recurring:
         print(f"\n  recurring {one.name}")
         missed = f"if due times were missed, {one.missed}"
@@ -115,6 +125,15 @@ def _handler(handler: DescribedHandler) -> Iterator[tuple[str, str]]:
     if handler.middleware:
         yield "middleware", ", ".join(handler.middleware)
     yield from _returns(handler.returns)
+
+
+def _plain(plain: DescribedPlain) -> Iterator[tuple[str, str]]:
+    kinds = ", ".join(f"{kind} → {type_ or 'skipped'}" if kind else str(type_) for kind, type_ in plain.kinds.items())
+    yield "become", kinds if "" in plain.kinds else f"by {plain.kind}: {kinds}"
+    yield "id", f"{plain.id}, within source {plain.source}"
+    yield "key", plain.key
+    yield "time", plain.time
+    yield "data", f"{plain.data}, version: {plain.version}"
 
 
 def _returns(events: Sequence[DescribedEvent]) -> Iterator[tuple[str, str]]:

@@ -100,7 +100,8 @@ class _Checking:
             marked=await self._marked(service.name),
         )
         recurring = [one.name for one in service.recurring]
-        judgement = judge(service.name, service.handlers, terms=terms, recurring=recurring)
+        plains = service.plains.values()
+        judgement = judge(service.name, service.handlers, terms=terms, recurring=recurring, plains=plains)
         self.findings += judgement.findings
         if self._compares:
             await self._compare(service)

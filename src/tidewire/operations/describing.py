@@ -10,10 +10,11 @@ import msgspec
 from tidewire.rules.events import EventType
 from tidewire.rules.functions import reads_tx, returned_events
 from tidewire.rules.guarantees import Ordering, ordered_topics, waits
+from tidewire.rules.plain import PlainTopic
 from tidewire.rules.wording import in_words, retry_in_words
 from tidewire.runtime.service import Handler, Recurring, Service
 
-__all__ = ["Described", "DescribedEvent", "DescribedHandler", "describe_service", "explain"]
+__all__ = ["Described", "DescribedEvent", "DescribedHandler", "DescribedPlain", "describe_service", "explain"]
 
 _MISSED = {"latest": "only the last of them runs", "all": "each runs, in order", "skip": "they do not run"}
 
@@ -63,6 +64,21 @@ class DescribedRecurring(msgspec.Struct, frozen=True, kw_only=True):
     returns: Sequence[DescribedEvent]
 
 
+class DescribedPlain(msgspec.Struct, frozen=True, kw_only=True):
+    """What plain messages of a *topic* are: the type of each *kind* (``""``: the only one; null: it is skipped), and
+    in words where the attributes come from."""
+
+    topic: str
+    kinds: dict[str, str | None]
+    kind: str
+    id: str
+    source: str
+    key: str
+    time: str
+    version: str
+    data: str
+
+
 class Described(msgspec.Struct, frozen=True, kw_only=True):
     """A service: *topics* by whether they are read in order, its handlers of integration and of domain events."""
 
@@ -76,6 +92,7 @@ class Described(msgspec.Struct, frozen=True, kw_only=True):
     handlers: Sequence[DescribedHandler]
     domain: Sequence[DescribedHandler]
     recurring: Sequence[DescribedRecurring]
+    plain: Sequence[DescribedPlain]
 
 
 def describe_service(service: Service, *, now: datetime) -> Described:
@@ -97,6 +114,7 @@ def describe_service(service: Service, *, now: datetime) -> Described:
         handlers=integration,
         domain=[one for one in handlers if one.event.kind == "domain"],
         recurring=[_recurring(one, now) for one in service.recurring],
+        plain=[_plain(one) for one in service.plains.values()],
     )
 
 
@@ -184,6 +202,21 @@ def _recurring(one: Recurring, now: datetime) -> DescribedRecurring:
         retry=f"until it succeeds, first after up to {in_words(one.retry.first_delay)}, "
         f"then up to {in_words(one.retry.max_delay)}",
         returns=[_event(each, None) for each in returned_events(one.function)],
+    )
+
+
+def _plain(topic: PlainTopic) -> DescribedPlain:
+    plain = topic.plain
+    return DescribedPlain(
+        topic=topic.topic,
+        kinds={kind: None if event is None else event.type for kind, event in topic.kinds.items()},
+        kind="the only one" if plain.type is None else str(plain.type),
+        id=", else ".join(map(str, topic.ids)),
+        source=str(plain.source) or topic.topic,
+        key="the broker's, else what the event declares" if plain.key is None else str(plain.key),
+        time="when the broker took it, unless it has a ce-time" if plain.time is None else str(plain.time),
+        version="the class's own" if plain.version is None else str(plain.version),
+        data="the whole body" if plain.data is None else str(plain.data),
     )
 
 

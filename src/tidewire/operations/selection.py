@@ -49,7 +49,7 @@ class Letter(msgspec.Struct, frozen=True):
     @property
     def type(self) -> str:
         """The event's type, or nothing for a message that says none."""
-        return self.headers.get("ce-type", "")
+        return self.headers.get("ce-type") or self.headers.get("dl-type", "")
 
     @property
     def reason(self) -> str:

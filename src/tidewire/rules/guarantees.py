@@ -17,6 +17,7 @@ from tidewire.rules.events import EventType
 from tidewire.rules.findings import Finding
 from tidewire.rules.functions import reads_tx, returned_events
 from tidewire.rules.letters import DEDUP_WINDOW
+from tidewire.rules.plain import PlainTopic
 from tidewire.rules.retry import Retry, delay_ceiling
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "hold_limit",
     "judge",
     "ordered_topics",
+    "plain_refusals",
     "recurring_refusals",
     "refusals",
     "waits",
@@ -198,7 +200,32 @@ def recurring_refusals(service: str, names: Iterable[str], *, has_store: bool) -
     )
 
 
-def judge(service: str, handlers: Iterable[Registered], *, terms: Terms, recurring: Iterable[str] = ()) -> Judgement:
+def plain_refusals(
+    service: str, plains: Iterable[PlainTopic], *, handlers: Iterable[Registered], capabilities: Capabilities
+) -> list[Finding]:
+    """Return why *service* cannot accept *plains*."""
+    found: list[Finding] = []
+    handled = {handler.event.cls for handler in handlers}
+    for plain in plains:
+        where = f"{service}, plain messages of {plain.topic}"
+        if plain.needs_positions and not capabilities.replay:
+            what = "their id is to be their position, and on this broker a message has another one when it comes again"
+            found.append(_error("plain-without-position", where, what, "id= a header, a field or ContentHash()"))
+        events = [event for event in plain.kinds.values() if event is not None]
+        if not any(event.cls in handled for event in events):
+            what = f"no handler takes {', '.join(event.type for event in events)}"
+            found.append(_error("plain-unhandled", where, what, "register one with @service.on(…)"))
+    return found
+
+
+def judge(
+    service: str,
+    handlers: Iterable[Registered],
+    *,
+    terms: Terms,
+    recurring: Iterable[str] = (),
+    plains: Iterable[PlainTopic] = (),
+) -> Judgement:
     """Return what *service* promises with *handlers* in production, and every finding about it."""
     handlers = [handler for handler in handlers if handler.event.kind == "integration"]
     ordered = ordered_topics(handlers)
@@ -206,6 +233,7 @@ def judge(service: str, handlers: Iterable[Registered], *, terms: Terms, recurri
     for handler in handlers:
         by_type.setdefault(handler.event.type, []).append(handler)
     findings = _service_findings(service, terms) + recurring_refusals(service, recurring, has_store=terms.has_store)
+    findings += plain_refusals(service, plains, handlers=handlers, capabilities=terms.capabilities)
     guarantees: list[Guarantee] = []
     for several in by_type.values():
         ordering: Ordering = "key" if several[0].event.topic in ordered else "none"

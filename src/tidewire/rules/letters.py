@@ -76,9 +76,18 @@ def retried(delivery: Delivery, *, group: str, failure: Failure | None, not_befo
 
 
 def dead_letter(
-    delivery: Delivery, verdict: DeadLetter, *, group: str, failure: Failure | None, member: str
+    delivery: Delivery,
+    verdict: DeadLetter,
+    *,
+    group: str,
+    failure: Failure | None,
+    member: str,
+    event_type: str = "",
 ) -> Message:
-    """Return the dead letter of a delivery: original bytes and headers, and a failure record of fixed size."""
+    """Return the dead letter of a delivery: original bytes and headers, and a failure record of fixed size.
+
+    *event_type*: what it was read as, where its own headers do not say so.
+    """
     message = delivery.message
     headers = {name: value for name, value in message.headers.items() if name != FAILURE}
     for name, raw in (delivery.foreign or {}).items():
@@ -91,6 +100,8 @@ def dead_letter(
     headers["dl-position"] = f"{delivery.lane}:{delivery.position}"
     headers["dl-attempts"] = str(max(delivery.attempt + failures - (1 if failures else 0), 1))
     headers["dl-consumer"] = member
+    if event_type and "ce-type" not in headers:
+        headers["dl-type"] = event_type
     if message.key is not None:
         headers["dl-key"] = message.key
     if delivery.stored_at is not None:

@@ -189,7 +189,6 @@ class Consumer:
 
     async def _take_in(self, items: Sequence[Delivery | LaneEvent]) -> None:
         works: list[Work] = []
-        ordered = self._subscription.ordering == "key"
         for item in items:
             if isinstance(item, LaneEvent):
                 await self._lane_event(item)
@@ -198,8 +197,7 @@ class Consumer:
                 if self._stopping.is_set():  # it was not adopted in time
                     self._settler.release([item])
                 continue  # a lane that was fenced or lost meanwhile: its next owner gets this one
-            key = item.message.key
-            works.append(Work(item, (item.lane, key) if ordered and key is not None else None))
+            works.append(Work(item, None))
         if works:
             self.progress += len(works)
             self.received += len(works)
@@ -221,8 +219,11 @@ class Consumer:
             self._notes.note("skipped", work)
             self._settler.ack(work)
         gone = set(map(id, skipped))
+        ordered = self._subscription.ordering == "key"
         for work in works:
             if id(work) not in gone:
+                key = work.delivery.message.key  # which may have been found inside the message
+                work.key = (work.delivery.lane, key) if ordered and key is not None else None
                 self._schedule.add(work)
         self._workers.wake()
 
@@ -377,7 +378,12 @@ class Consumer:
         failure = work.failure
         self._notes.dead_lettered(work, verdict)
         letter = dead_letter(
-            work.original, verdict, group=self._group, failure=failure, member=self._subscription.member
+            work.original,
+            verdict,
+            group=self._group,
+            failure=failure,
+            member=self._subscription.member,
+            event_type=work.delivery.message.headers.get("ce-type", ""),
         )
         await self._records.forget(work)
         self._settler.move(work, [letter])

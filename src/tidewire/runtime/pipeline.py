@@ -10,7 +10,15 @@ from typing import Any
 
 import msgspec
 
-from tidewire.errors import AlreadyMarked, DecodeError, LaneFenced, StoreRefused, StoreUnavailable, TransactionLost
+from tidewire.errors import (
+    AlreadyMarked,
+    ConfigurationError,
+    DecodeError,
+    LaneFenced,
+    StoreRefused,
+    StoreUnavailable,
+    TransactionLost,
+)
 from tidewire.model import (
     DeadLetter,
     Delivery,
@@ -25,7 +33,8 @@ from tidewire.model import (
 )
 from tidewire.protocols import Store, Unit
 from tidewire.rules.cloudevents import from_structured, is_structured
-from tidewire.rules.letters import DISCARDED, FAILURE, failure_in
+from tidewire.rules.letters import DISCARDED, FAILURE, failure_in, topic_of
+from tidewire.rules.plain import PlainTopic, Unmapped, read_plain
 from tidewire.rules.retry import RetryBudget, decide, remember
 from tidewire.runtime.context import Context
 from tidewire.runtime.enlisted import SettleWith
@@ -54,6 +63,7 @@ class Pipeline:
     ) -> None:
         self._group = group
         self._routes = plan.routes
+        self._plains = plan.plains
         self._outgoing = outgoing
         self._store = store
         self._clock = parts.clock
@@ -122,10 +132,39 @@ class Pipeline:
                 work.verdict = DeadLetter(Reason.UNDECODABLE, str(error), error)
                 return None
             return self._routes.get(work.delivery.message.headers["ce-type"])
+        plain = self._plains.get(topic_of(delivery.message.to))
+        if plain is not None:
+            return self._mapped(work, plain)
         work.verdict = DeadLetter(
             Reason.UNKNOWN_TYPE, "the message has no ce-type header and is not a structured CloudEvent"
         )
         return None
+
+    def _mapped(self, work: Work, plain: PlainTopic) -> Route | None:
+        """Make an event of a plain message, as its topic's declaration says; what is kept of it is as it came."""
+        delivery = work.delivery
+        mapped = read_plain(plain, delivery)
+        if isinstance(mapped, Unmapped):
+            work.delivery = work.original = msgspec.structs.replace(delivery, message=mapped.original)
+            work.verdict = DeadLetter(mapped.reason, mapped.detail)
+            return None
+        if mapped.event is None:
+            return None
+        original, event = mapped.original, mapped.event
+        route = self._routes.get(event.headers["ce-type"])
+        if route is not None and route.ordering == "key" and event.key is None:
+            try:
+                key = _own_key(route, event)
+            except ConfigurationError as error:  # a key that is no text
+                work.verdict = DeadLetter(Reason.UNDECODABLE, error.message)
+                return None
+            if key is not None:
+                headers = {**event.headers, "ce-partitionkey": key}
+                event = msgspec.structs.replace(event, key=key, headers=headers)
+                original = msgspec.structs.replace(original, key=key)
+        work.delivery = msgspec.structs.replace(delivery, message=event)
+        work.original = msgspec.structs.replace(delivery, message=original)
+        return route
 
     async def _drop_known(self, store: Store, asked: Sequence[tuple[Work, Bound]]) -> None:
         marks = [self._mark(work.delivery.message, bound) for work, bound in asked]
@@ -338,6 +377,15 @@ def _unknown_version(route: Route, message: Message) -> DeadLetter:
     return DeadLetter(
         Reason.UNKNOWN_VERSION, f"{route.type} version {version[:20]!r}: this service understands version {known}"
     )
+
+
+def _own_key(route: Route, message: Message) -> str | None:
+    """Return the key that the event itself says; None too where it cannot be read, which is told when it is to run."""
+    decode = route.decoders.get(message.headers["ce-schemaversion"])
+    try:
+        return None if decode is None else route.handlers[0].handler.event.key_of(decode(message.body))
+    except DecodeError:
+        return None
 
 
 def _named(delivery: Delivery, event: Message) -> Delivery:

@@ -15,7 +15,15 @@ import msgspec
 from tidewire.errors import ConfigurationError
 from tidewire.model import ZERO, Capabilities
 from tidewire.protocols import Codec, Store, Surrounding
-from tidewire.rules.guarantees import OnDeadLetter, Ordering, ordered_topics, recurring_refusals, refusals
+from tidewire.rules.guarantees import (
+    OnDeadLetter,
+    Ordering,
+    ordered_topics,
+    plain_refusals,
+    recurring_refusals,
+    refusals,
+)
+from tidewire.rules.plain import PlainTopic
 from tidewire.rules.upcasts import decoders
 from tidewire.runtime.context import Context, SyncContext
 from tidewire.runtime.service import Handle, Handler, Recurring, Service
@@ -56,9 +64,11 @@ class Route(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """Routes by event type, topics by ordering, the handlers of domain events by class, and recurring runs."""
+    """Routes by event type, what plain messages of a topic are, topics by ordering, the handlers of domain events by
+    class, and recurring runs."""
 
     routes: dict[str, Route]
+    plains: dict[str, PlainTopic]
     topics: dict[Ordering, list[str]]
     domain: dict[type, list[Bound]]
     recurring: Sequence[tuple[Recurring, Handle]]
@@ -110,12 +120,16 @@ def compile_plan(
             batch=max(handlers[0].batch, 1),
             batch_seconds=handlers[0].batch_wait.total_seconds(),
         )
+    refused = plain_refusals(
+        service.name, service.plains.values(), handlers=service.handlers, capabilities=capabilities
+    )
+    problems += [finding.text for finding in refused]
     names = [one.name for one in service.recurring]
     problems += [finding.text for finding in recurring_refusals(service.name, names, has_store=has_store)]
     recurring = [(one, _shaped(one, place)) for one in service.recurring]
     if problems:
         raise ConfigurationError("; ".join(problems), hint="each is named with its handler; see docs/services.md")
-    return Plan(routes=routes, topics=topics, domain=domain, recurring=recurring)
+    return Plan(routes=routes, plains=dict(service.plains), topics=topics, domain=domain, recurring=recurring)
 
 
 def _bound(service: Service, handler: Handler, place: Place, *, on_dead: OnDeadLetter) -> Bound:

@@ -15,6 +15,7 @@ from tidewire.model import ZERO
 from tidewire.rules.events import EventType, definition_of
 from tidewire.rules.guarantees import OnDeadLetter, Ordering
 from tidewire.rules.names import check_name
+from tidewire.rules.plain import Plain, PlainTopic, plain_topic
 from tidewire.rules.recurrence import Missed, Recurrence
 from tidewire.rules.retry import Retry
 from tidewire.rules.upcasts import Upcast
@@ -93,6 +94,7 @@ class Service:
         self.handlers: list[Handler] = []
         self.recurring: list[Recurring] = []
         self.upcasts: list[Upcast] = []
+        self.plains: dict[str, PlainTopic] = {}
         self.lifespan_name = ""
         self._lifespan: Callable[[Service], AbstractAsyncContextManager[Resources]] | None = None
 
@@ -203,6 +205,24 @@ class Service:
         """Use *upcast* when an older version of its event arrives; also usable above ``@upcast(...)``."""
         self.upcasts.append(upcast)
         return upcast
+
+    def accept(self, plain: Plain) -> Plain:
+        """Take plain messages of a topic, which are no CloudEvents, for events as *plain* says.
+
+        What it cannot make an event of becomes a dead letter that says why; CloudEvents of the topic stay what they
+        are.
+
+        Raises:
+            ConfigurationError: the service accepts plain messages of that topic already.
+        """
+        topic = plain_topic(plain)
+        if topic.topic in self.plains:
+            raise ConfigurationError(
+                f"{self.name}: it accepts plain messages of {topic.topic} already",
+                hint="one Plain with events by kind: Plain({'placed': OrderPlaced, 'paid': OrderPaid}, type=…)",
+            )
+        self.plains[topic.topic] = topic
+        return plain
 
     def lifespan(self, function: Lifespan) -> Lifespan:
         """Open what handlers need at start and close it after the drain.

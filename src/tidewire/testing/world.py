@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from tidewire.clock import SystemClock
 from tidewire.config import masked, open_store, open_transport
 from tidewire.errors import ConfigurationError, DecodeError
-from tidewire.model import ZERO, DeadChannel, Fact, Message
+from tidewire.model import ZERO, DeadChannel, Fact, Message, Topic
 from tidewire.protocols import Clock, Store, Transport
 from tidewire.rules.events import definition_of
 from tidewire.rules.letters import redriven
@@ -77,6 +77,13 @@ class World:
         if settle:
             await self.settle()
         return event_id
+
+    async def publish_plain(self, topic: str, body: bytes, *, key: str | None = None, **headers: str) -> None:
+        """Publish a message that is no CloudEvent, as a foreign producer would; underscores in names are hyphens."""
+        names = {name.replace("_", "-"): value for name, value in headers.items()}
+        (receipt,) = await self._transport.publish([Message(Topic(topic), "", "", key, names, body)])
+        assert receipt.ok, receipt
+        await self.settle()
 
     async def settle(self) -> None:
         """Let everything happen that happens within a quarter of a second; retries and delays wait for `advance`.
