@@ -54,7 +54,7 @@ def test_a_disk_keeps_what_was_synced_and_maybe_more(
     place = tmp_path / "disk"
     place.mkdir()
     disk, module = Disk(place, random.Random(7)), ModuleType("opening")
-    disk.watch(module)
+    disk.watch(module, lambda: False)
     opening: Any = module
     with closing(opening.sqlite3.connect(str(place / "one.db"), isolation_level=None)) as connection:
         for sql in ("journal_mode=WAL", f"synchronous={level}", "wal_autocheckpoint=0"):

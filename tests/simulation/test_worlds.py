@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tidewire.testing.simulation import Faults, Report, World, drawn_world
@@ -46,6 +47,13 @@ def test_worlds_of_files_keep_every_promise() -> None:
     assert 24 == totals.worlds == totals.grounds["sqlite"]
 
 
+def test_a_disk_that_is_often_full_breaks_nothing() -> None:
+    """Commits that find no room are retried or given up, and nothing that they would have made is taken for made."""
+    totals = totals_of(with_full_disk(seed) for seed in range(100, 112))
+    assert [] == broken(totals)
+    assert totals.faults["disk full"] > 100
+
+
 def test_a_quarter_of_the_worlds_is_calm() -> None:
     """Some worlds have no fault at all: they catch what works only when it is retried."""
     calm = [seed for seed in range(1_000) if not drawn_world(seed).faults.any]
@@ -70,6 +78,12 @@ def old(seed: int, ground: str) -> World:
     return drawn_world(seed, ground=ground, size="large")
 
 
+def with_full_disk(seed: int) -> World:
+    """Return the world of files of *seed*, with a disk that has often no room."""
+    world = drawn_world(seed, ground="sqlite")
+    return msgspec.structs.replace(world, faults=msgspec.structs.replace(world.faults, full=0.15))
+
+
 # What a seed found, and what was wrong. Each stays; `make planted` shows that the seed still bites.
 FOUND: dict[str, World] = {
     "the timer of a held event outlived its membership and started a task in a finished group": old(212, "memory"),
@@ -86,6 +100,7 @@ FOUND: dict[str, World] = {
     "the simulation's own: a timer went off before its time": drawn_world(5_039_810, ground="jetstream"),
     "the model's own: a lane was lost by what had been deleted": drawn_world(5_043_105, ground="sqs"),
     "a timer started a worker in a membership that was ending": drawn_world(5_001_929, ground="sqlite"),
+    "a source that a rolled back transaction had numbered was taken for known": with_full_disk(36),
     "the scenario's own: a publisher that did not know repeated an id with another body": old(20378, "sqlite"),
 }
 

@@ -28,7 +28,7 @@ from tidewire.testing.simulation.stores import SimStore
 from tidewire.testing.simulation.weather import Faults, Weather
 from tidewire.testing.simulation.wires import SimTransport, Wire
 
-__all__ = ["Life", "Place", "Simulation"]
+__all__ = ["PUBLISHERS", "Life", "Place", "Simulation"]
 
 _DOWN = (TransportUnavailable, StoreUnavailable, PublishUnknown)
 
@@ -60,6 +60,10 @@ class Life:
             self.facts[fact.kind] = self.facts.get(fact.kind, 0) + 1
 
 
+PUBLISHERS = "nobody"
+"""The service, and so the source, of a process that only publishes."""
+
+
 class Place(msgspec.Struct, frozen=True, kw_only=True):
     """A process that there is to be: its *name*, the *group* it belongs to, and the *store* it opens, if any.
 
@@ -70,7 +74,7 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     group: str
     store: str = ""
-    service: Callable[[], Service] = lambda: Service("nobody")
+    service: Callable[[], Service] = lambda: Service(PUBLISHERS)
     options: Callable[[], Options] = Options
     work: Callable[[Life], Awaitable[None]] | None = None
     forever: bool = True

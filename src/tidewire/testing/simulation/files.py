@@ -34,7 +34,7 @@ from tidewire.testing.simulation.clock import SimClock, SimIds
 from tidewire.testing.simulation.hosts import BrokerHost, StoreHost
 from tidewire.testing.simulation.loop import Process, SimLoop, current_process
 from tidewire.testing.simulation.places import place_for_files
-from tidewire.testing.simulation.power import Disk
+from tidewire.testing.simulation.power import Disk, open_files
 from tidewire.testing.simulation.shop import Book, Effect
 from tidewire.testing.simulation.strands import Blocked, Threading
 from tidewire.testing.simulation.weather import Weather
@@ -117,6 +117,7 @@ class SqliteGround:
         self._boots = 0
         self._disk: Disk | None = None
         self._power = power
+        self._weather: Weather | None = None
         self._inspector: Any = None
         self._stack = AsyncExitStack()
         self._graves: list[object] = []
@@ -137,12 +138,19 @@ class SqliteGround:
         directory.mkdir()
         for name, data in files:
             (directory / name).write_bytes(data)
-        watched: Any = sqlite_file
-        watched.sqlite3, watched.os = sqlite3, os
+        opening: Any = sqlite_file
+        opening.os = os
         if self._power:
             self._disk = Disk(directory, self.loop.chance)
-            self._disk.watch(sqlite_file)
+            self._disk.watch(sqlite_file, self.is_full)
+        else:
+            open_files(sqlite_file, self.is_full)
         return directory
+
+    def is_full(self) -> bool:
+        """Whether the disk has no room now."""
+        weather = self._weather
+        return weather is not None and weather.strikes("disk full", weather.faults.full)
 
     def power_loss(self) -> None:
         """Start the machine again with what the disk has kept."""
@@ -184,7 +192,8 @@ class SqliteGround:
         return False
 
     def under(self, weather: Weather) -> None:
-        """All that goes wrong happens on the wire."""
+        """What goes wrong happens on the wire, and where the disk is full."""
+        self._weather = weather
 
     @asynccontextmanager
     async def open(self, process: Process, parts: Parts) -> AsyncGenerator[Any]:

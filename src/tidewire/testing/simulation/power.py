@@ -11,12 +11,12 @@ import os
 import random
 import sqlite3
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol, runtime_checkable
 
-__all__ = ["Disk", "Powered"]
+__all__ = ["Disk", "Powered", "open_files"]
 
 _SECTOR = 512
 _HEADER, _FRAME = 32, 24
@@ -42,28 +42,14 @@ class Disk:
         self._named = {path.name for path in directory.iterdir()}
         self._synced |= {path.stat().st_ino for path in directory.iterdir()}
 
-    def watch(self, module: ModuleType) -> None:
+    def watch(self, module: ModuleType, is_full: Callable[[], bool]) -> None:
         """Let *module*, which opens and syncs files, do so under our eyes: it gets its own ``sqlite3`` and ``os``."""
-        disk = self
-
-        class Watched(sqlite3.Connection):
-            def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
-                within = self.in_transaction
-                cursor = super().execute(sql, parameters)
-                if within and not self.in_transaction:
-                    disk.committed(self)
-                elif sql.startswith("PRAGMA wal_checkpoint"):
-                    disk.checkpointed(self)
-                return cursor
-
-        def connect(database: str, **options: Any) -> sqlite3.Connection:
-            return sqlite3.connect(database, factory=Watched, **options)
 
         def fsync(descriptor: int) -> None:
             os.fsync(descriptor)
-            disk.synced(descriptor)
+            self.synced(descriptor)
 
-        vars(module)["sqlite3"] = _copy_of(sqlite3, connect=connect)
+        open_files(module, is_full, self)
         vars(module)["os"] = _copy_of(os, fsync=fsync)
 
     def committed(self, connection: sqlite3.Connection) -> None:
@@ -110,6 +96,30 @@ class Disk:
                 return b"".join(sectors[: self._chance.randint(0, len(sectors))])
             case _:
                 return b"".join(one if self._chance.random() < 0.5 else bytes(len(one)) for one in sectors)
+
+
+def open_files(module: ModuleType, is_full: Callable[[], bool], disk: Disk | None = None) -> None:
+    """Let *module* have its own ``sqlite3``, whose commits find no room when *is_full* says so and tell *disk*."""
+
+    class Watched(sqlite3.Connection):
+        def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
+            if sql == "COMMIT" and is_full():
+                super().execute("ROLLBACK")
+                error = sqlite3.OperationalError("database or disk is full")
+                error.sqlite_errorcode = sqlite3.SQLITE_FULL
+                raise error
+            within = self.in_transaction
+            cursor = super().execute(sql, parameters)
+            if disk is not None and within and not self.in_transaction:
+                disk.committed(self)
+            elif disk is not None and sql.startswith("PRAGMA wal_checkpoint"):
+                disk.checkpointed(self)
+            return cursor
+
+    def connect(database: str, **options: Any) -> sqlite3.Connection:
+        return sqlite3.connect(database, factory=Watched, **options)
+
+    vars(module)["sqlite3"] = _copy_of(sqlite3, connect=connect)
 
 
 def _place(connection: sqlite3.Connection) -> tuple[str, int]:

@@ -28,7 +28,7 @@ from tidewire.runtime.serve import Options
 from tidewire.testing.simulation.checkers import History, Op, Violation, judge
 from tidewire.testing.simulation.clock import SimClock, SimIds
 from tidewire.testing.simulation.draining import left_to_do, until_quiet
-from tidewire.testing.simulation.engine import Life, Place, Simulation
+from tidewire.testing.simulation.engine import PUBLISHERS, Life, Place, Simulation
 from tidewire.testing.simulation.grounds import opened_ground
 from tidewire.testing.simulation.looking import Aftermath, dead_channels, uid_of
 from tidewire.testing.simulation.loop import Deadlock, SimLoop
@@ -193,11 +193,11 @@ class _Run:
         key = f"{life.process.name}-{way}{number % 2}"
         return OrderPlaced(uid=uid, key=key, n=n, stream=f"{life.process.name}-{way}", fate=self.shop.fate_of(uid))
 
-    def _note(self, order: OrderPlaced, kind: Any, **more: Any) -> None:
+    def _note(self, order: OrderPlaced, kind: Any, *, source: str = PUBLISHERS) -> None:
         self.history.add(
             Op(
                 f="publish", type=kind, at=self.shop.at, event=order.uid, of="sim.order.placed", key=order.key,
-                n=order.n, stream=order.stream, digest=digest_of(order), **more,
+                n=order.n, stream=order.stream, digest=digest_of(order, source),
             )
         )  # fmt: skip
 
@@ -254,7 +254,7 @@ class _Run:
         headers["ce-type"] = "sim.order.viewed" if number > 7 else "sim.order.placed"
         message = Message(Topic("sim.order"), order.uid, life.process.name, order.key, headers, b"{not json")
         if headers["ce-type"] == "sim.order.placed":
-            self._note(order, "invoke")
+            self._note(order, "invoke", source=message.source)
         while True:
             try:
                 receipts = await life.transport.publish([message])
@@ -265,7 +265,7 @@ class _Run:
                 break
             await asyncio.sleep(0.3)
         if headers["ce-type"] == "sim.order.placed":
-            self._note(order, "ok")
+            self._note(order, "ok", source=message.source)
 
     # --- operators --------------------------------------------------------------------------------------------
 

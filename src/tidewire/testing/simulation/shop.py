@@ -377,7 +377,7 @@ class Shop:
             stream=event.stream,
             lane=guard.lane if guard is not None else "",
             epoch=guard.epoch if guard is not None else 0,
-            digest=digest_of(event),
+            digest=digest_of(event, message.source),
             at=self.at,
             cycle=op.cycle,
             process=op.process,
@@ -408,9 +408,9 @@ _STREAM_OF = {PaymentTaken: "billing", ReminderDue: "reminders", StockMoved: "sh
 _FATES = ("flaky:1", "flaky:2", "sick", "slow", "stray", "reject", "lethal")
 
 
-def digest_of(event: Any) -> str:
-    """Return a digest of what an event says but for its number, which its publisher may set late."""
-    text = f"{event.uid}\0{event.key}\0{event.stream}\0{event.fate}".encode()
+def digest_of(event: Any, source: str) -> str:
+    """Return a digest of what an event says, and who says it, but for its number, which may be set late."""
+    text = f"{event.uid}\0{event.key}\0{event.stream}\0{event.fate}\0{source}".encode()
     return blake2b(text, digest_size=8).hexdigest()
 
 

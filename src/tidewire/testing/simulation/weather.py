@@ -21,7 +21,8 @@ class Faults(msgspec.Struct, frozen=True, kw_only=True):
     and do not say so. *store_down*: the share of store calls that fail. *duplicate*: the share of messages that the
     broker hands out twice. *latency*: the mean wait of a call that waits at all. *stop_every*: a graceful stop.
     *restart_max*: what died is started again within so many seconds. *deaf*: the share of memberships to which the
-    broker hands out nothing, as if it had forgotten them. *power*: the share of deaths that are power
+    broker hands out nothing, as if it had forgotten them. *full*: the share of commits to
+    files that find no room on the disk. *power*: the share of deaths that are power
     losses: every process dies at once, and what was not synced is lost.
     """
 
@@ -42,6 +43,7 @@ class Faults(msgspec.Struct, frozen=True, kw_only=True):
     latency: float = 0.01
     restart_max: float = 8.0
     deaf: float = 0.0
+    full: float = 0.0
     power: float = 0.0
     interleaving: Interleaving = "shuffled"
 

@@ -87,7 +87,7 @@ def drawn_world(seed: int, *, ground: str = "", size: Size | None = None) -> Wor
             world = _shrunk(large, chance, pace=2.0, seconds=(6.0, 12.0), orders=(4, 8))
         case "small":
             world = _shrunk(large, chance, pace=5.0, seconds=(2.0, 5.0), orders=(4, 6))
-    return _with_power_loss(world, chance)
+    return _with_full_disk(_with_power_loss(world, chance), chance)
 
 
 def _shrunk(
@@ -129,6 +129,14 @@ def _with_power_loss(world: World, chance: random.Random) -> World:
     return msgspec.structs.replace(world, faults=msgspec.structs.replace(world.faults, power=power, crash_every=every))
 
 
+def _with_full_disk(world: World, chance: random.Random) -> World:
+    """Let the disk have no room now and then in some of the worlds of files in which there are faults."""
+    full = chance.choice(_FULL)
+    if world.ground != "sqlite" or not world.faults.any:
+        return world
+    return msgspec.structs.replace(world, faults=msgspec.structs.replace(world.faults, full=full))
+
+
 def _large_world(seed: int, ground: str) -> World:
     chance = random.Random(f"tidewire {seed}")
     pick = chance.choice
@@ -168,5 +176,6 @@ def _ground_of(seed: int) -> str:
     return chance.choice(_GROUNDS)
 
 
+_FULL = (0.0, 0.0, 0.0, 0.0, 0.02, 0.15)
 _POWER = (*(0.0,) * 6, 0.3, 1.0)
 _GROUNDS = (*("memory",) * 4, *(name for name in MODELS for _ in range(2)), "sqlite")

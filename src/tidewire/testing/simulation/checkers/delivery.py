@@ -164,8 +164,8 @@ def key_order(history: History) -> Iterator[Violation]:
 
 
 def digests(history: History) -> Iterator[Violation]:
-    """C14: an event arrives with the body it was published with."""
+    """C14: an event arrives with the body and the source it was published with, whose digest *digest* is."""
     bodies = {op.event: op.digest for op in history.of("publish") if op.digest}
     for op in history.ops:
         if op.f in ("effect", "dead") and op.digest and bodies.get(op.event, op.digest) != op.digest:
-            yield Violation("C14", f"{op.group}: the body of {op.event} has changed on its way")
+            yield Violation("C14", f"{op.group}: what {op.event} says, or who says it, has changed on its way")
