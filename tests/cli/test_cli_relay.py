@@ -249,6 +249,19 @@ def test_a_service_may_leave_its_outbox_alone(tmp_path: Path) -> None:
     assert 1 == place.json("outbox")["pending"]
 
 
+def test_a_broker_that_is_not_the_one_takes_no_row(place: Place) -> None:
+    """A file that is not there is not made, and a broker with none of the topics is refused: rows stay as they are."""
+    asyncio.run(place.put("1", "2"))
+    for verb in (("relay",), ("outbox", "flush")):
+        place.tidewire(*verb, "--broker", "sqlite:///broker.bd", code=exits.USAGE)
+        assert not (place.directory / "broker.bd").exists()
+    place.tidewire("outbox", "flush", code=exits.USAGE)
+    found = place.json("outbox", "status")
+    assert (2, 0) == (found["pending"], found["stuck"])
+    assert 0 == place.json("outbox", "flush", "--provision")["left"]
+    assert 2 == len(asyncio.run(place.arrived(2)))
+
+
 def test_a_relay_needs_a_store_and_a_broker_to_share(tmp_path: Path) -> None:
     """Without a store, or with a broker in memory, it says so and does not start."""
     Place(tmp_path, "").tidewire("relay", code=exits.USAGE)

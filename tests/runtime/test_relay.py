@@ -9,12 +9,14 @@ from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 
+import msgspec
 import pytest
 from runtime_doubles import Proxy
 from runtime_world import Opened, OrderPlaced, PageViewed
 
 from tidewire import Service, event, running, transaction
 from tidewire.model import GroupSpec, TopicSpec
+from tidewire.rules.letters import topic_of
 from tidewire.stores.sqlite import open_sqlite_store
 from tidewire.transports.memory import open_memory_transport
 
@@ -91,6 +93,59 @@ def test_old_marks_go_as_fast_as_they_have_come(tmp_path: Path) -> None:
                         (left,) = shell.execute("SELECT count(*) FROM tidewire_mark").fetchone()
                 busy = False
             assert 0 == left
+
+    asyncio.run(scenario())
+
+
+def test_a_broker_without_any_of_the_topics_gets_no_row_quarantined(
+    opened: Opened, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A broker that has taken nothing and knows no topic is taken for the wrong one: rows stay, uncounted, and
+    the log and the probe say so; once a topic is there, they leave."""
+
+    def told() -> int:
+        return sum(record.message == "tidewire.relay.no_topics" for record in caplog.records)
+
+    async def scenario() -> None:
+        async with opened() as world:
+            world.options = msgspec.structs.replace(world.options, provision=False)
+            async with world.running(Service("shop")) as shop:
+                async with transaction(world.store) as tx:
+                    await shop.publisher.publish(PageViewed(1), tx=tx)
+                await world.until(lambda: told() >= 3)
+                why = shop.health()["relay"]
+                assert (False, True) == (why.ready, "none of the topics: shop.page" in why.why)
+                assert ((1, 0), []) == (await world.store.outbox.count(), [*await world.store.outbox.stuck()])
+                await world.transport.provision([TopicSpec("shop.page")], [GroupSpec("stats", ["shop.page"])])
+
+                async def arrived() -> bool:
+                    return (await world.transport.stats("shop.page", "stats")).ready == 1
+
+                await world.until(arrived)
+                await world.until(lambda: shop.health()["relay"].ready)
+            assert (0, 0) == await world.store.outbox.count()
+
+    asyncio.run(scenario())
+
+
+def test_a_row_for_a_missing_topic_is_quarantined_where_others_are_taken(opened: Opened) -> None:
+    """A broker that takes other events is the right one: what has no topic there is put aside, and holds up nobody."""
+
+    async def scenario() -> None:
+        async with opened() as world:
+            world.options = msgspec.structs.replace(world.options, provision=False)
+            await world.transport.provision([TopicSpec("shop.page")], [GroupSpec("stats", ["shop.page"])])
+            async with world.running(Service("shop")) as shop:
+                async with transaction(world.store) as tx:
+                    await shop.publisher.publish(PageViewed(1), tx=tx)
+                    await shop.publisher.publish(BulkMade(1), tx=tx)
+
+                async def put_aside() -> bool:
+                    return await world.store.outbox.count() == (0, 1)
+
+                await world.until(put_aside, seconds=30)
+            (stuck,) = await world.store.outbox.stuck()
+            assert "shop.bulk" == topic_of(stuck.message.to)
 
     asyncio.run(scenario())
 

@@ -47,11 +47,12 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--broker", metavar="URL", help="for flush: the broker (the setting broker)")
     parser.add_argument("--all", action="store_true", help="for requeue: every stuck row")
     parser.add_argument("--longest", type=duration, default=timedelta(seconds=30), metavar="TIME", help="for flush")
+    parser.add_argument("--provision", action="store_true", help="for flush: create missing topics")
     parser.add_argument("--json", action="store_true", help="JSON on standard output")
     options = parser.parse_all(arguments)
     if options.verb == "requeue" and bool(options.rows) == options.all:
         parser.error("requeue takes row numbers, or --all")
-    settings = settings_from(store=options.store, broker=options.broker)
+    settings = settings_from(store=options.store, broker=options.broker, provision=options.provision or None)
     if not settings.store or settings.store.startswith("memory:"):
         raise ConfigurationError(
             "an outbox is in a service's store, and none is named", hint="--store sqlite:///path, or TIDEWIRE_STORE"
@@ -68,7 +69,10 @@ async def _act(options: argparse.Namespace, settings: Settings) -> int:
         if options.verb == "flush":
             transport = await stack.enter_async_context(open_transport(settings.broker, create=False))
             owner = f"tidewire-cli-{UUID7Ids().event_id()}"
-            reached = await relay_once(store, transport, owner=owner, longest=options.longest) >= 0
+            left = await relay_once(
+                store, transport, owner=owner, longest=options.longest, provision=settings.provision
+            )
+            reached = left >= 0
         elif options.verb == "requeue":
             rows = [one.row for one in await _stuck(store)] if options.all else options.rows
             return await _requeue(store, rows, as_json=options.json)

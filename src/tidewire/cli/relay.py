@@ -46,7 +46,9 @@ def main(arguments: Sequence[str]) -> int:
         metavar="HOST:PORT",
         help="answer GET /livez and /readyz there, for an orchestrator (default: nowhere)",
     )
-    parser.add_argument("--provision", action="store_true", help="create missing topics")
+    parser.add_argument(
+        "--provision", action="store_true", help="create missing topics, and a broker file that is not there"
+    )
     parser.add_argument(
         "--json", "--json-logs", dest="json_logs", action="store_true", help="one JSON object per log line, on stderr"
     )
@@ -70,5 +72,5 @@ def main(arguments: Sequence[str]) -> int:
     from tidewire.cli.serving import serve
     from tidewire.runtime.service import Service
 
-    asyncio.run(serve(Service("relay"), settings))
+    asyncio.run(serve(Service("relay"), settings, create=settings.provision))
     return OK

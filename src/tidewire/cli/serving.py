@@ -12,8 +12,10 @@ from tidewire.runtime.service import Service
 __all__ = ["serve"]
 
 
-async def serve(service: Service, settings: Settings, *, parts: Parts | None = None) -> None:
+async def serve(service: Service, settings: Settings, *, parts: Parts | None = None, create: bool = True) -> None:
     """Open what *settings* name, run *service* until a signal, drain, close.
+
+    Without *create* a broker that is not there is refused, where one would be made by being opened.
 
     Raises:
         ConfigurationError: a URL or a handler that cannot be, or a topology that is not as it should be.
@@ -30,7 +32,7 @@ async def serve(service: Service, settings: Settings, *, parts: Parts | None = N
         lanes=settings.lanes,
     )
     async with AsyncExitStack() as stack:
-        transport = await stack.enter_async_context(open_transport(settings.broker))
+        transport = await stack.enter_async_context(open_transport(settings.broker, create=create))
         store = None
         if settings.store:
             store = await stack.enter_async_context(open_store(settings.store, provision=settings.provision))

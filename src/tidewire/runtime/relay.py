@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from datetime import timedelta
 
-from tidewire.errors import StoreUnavailable, TransportUnavailable
+from tidewire.errors import ConfigurationError, StoreUnavailable, TransportUnavailable
 from tidewire.kit.groups import first_error
 from tidewire.model import Pending, Receipt
 from tidewire.protocols import Store, Transport
@@ -64,6 +64,7 @@ class Relay:
         self._trouble: Exception | None = None
         self._outages = 0
         self._outages_of: dict[str, int] = {}
+        self._strange: set[str] = set()
         self._leased_until = 0
         self._leads = False
         self._published = 0
@@ -93,6 +94,8 @@ class Relay:
     def health(self) -> Health:
         """Say how the relay is: deaf while the store or the broker is away. One that stands by is well, too."""
         why = "waiting for something that is down" if self._outages or self._trouble is not None else ""
+        if self._strange:
+            why = self._no_topics()
         return Health(ready=not why, why=why, rebuilds=0, progress=self._published, waiting=len(self._traffic.rows))
 
     async def flush(self, longest: timedelta) -> int:
@@ -100,6 +103,9 @@ class Relay:
 
         -1: the store or the broker was not there for some of them. Gives the lease back, so that another process can
         go on at once.
+
+        Raises:
+            ConfigurationError: the broker has none of the topics; nothing was changed.
         """
         self._trouble = None
         try:
@@ -110,6 +116,9 @@ class Relay:
             pending, _ = await self._store.outbox.count()
             self._raise_trouble()
         except (StoreUnavailable, TransportUnavailable) as error:
+            if self._strange:
+                hint = "is it another broker that is meant? --provision creates topics"
+                raise ConfigurationError(self._no_topics(), hint=hint) from error
             _logger.warning("tidewire.relay.unavailable", extra={"error_type": type(error).__name__})
             return -1
         except BaseExceptionGroup as group:
@@ -194,6 +203,7 @@ class Relay:
     async def _mark_done(self, stored: Sequence[Pending]) -> None:
         self._outages = 0
         self._published += len(stored)
+        self._strange.clear()
         for topic in {topic_of(row.message.to) for row in stored} if self._outages_of else ():
             self._outages_of.pop(topic, None)
         if not await self._store.backlog.done(self._owner, [row.row for row in stored]):
@@ -204,13 +214,19 @@ class Relay:
             self._observer.record([published(row.message, now) for row in stored])
 
     async def _not_stored(self, rows: Sequence[Pending], receipts: Sequence[Receipt]) -> None:
-        """Sort refusals: a row the broker will never take is quarantined, the rest is sent again with its id."""
+        """Sort refusals: a row the broker will never take is quarantined, the rest is sent again with its id.
+
+        A broker that has taken nothing yet and does not know the topics is more likely the wrong one than the rows are.
+        """
         self._left_over = True
         waiting: dict[str, str] = {}
         for row, receipt in zip(rows, receipts, strict=True):
             if receipt.ok or receipt.reason == "after_failure":
                 continue
-            if receipt.status == "unknown" or receipt.reason == "full":
+            is_strange = receipt.reason == "unknown_topic" and not self._published
+            if is_strange:
+                self._strange.add(topic_of(row.message.to))
+            if is_strange or receipt.status == "unknown" or receipt.reason == "full":
                 waiting[topic_of(row.message.to)] = receipt.reason or receipt.status
                 continue
             self._rest(places_of(row)[1], row.attempts)
@@ -224,7 +240,15 @@ class Relay:
             outages = self._outages_of.get(topic, 0)
             self._outages_of[topic] = outages + 1
             delay = self._rest(topic, outages)
-            _logger.warning("tidewire.relay.waiting", extra={"topic": topic, "reason": reason, "delay_s": delay})
+            if topic in self._strange:
+                _logger.error("tidewire.relay.no_topics", extra={"topic": topic, "delay_s": delay})
+            else:
+                _logger.warning("tidewire.relay.waiting", extra={"topic": topic, "reason": reason, "delay_s": delay})
+
+    def _no_topics(self) -> str:
+        names = sorted(self._strange)
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        return f"the broker has taken nothing and has none of the topics: {', '.join(names[:3])}{more}"
 
     def _rest(self, place: Place, before: int) -> float:
         """Let nothing of *place* leave for a while, the longer the more often that happened *before*."""

@@ -167,12 +167,18 @@ async def open_publisher(
         yield app.publisher
 
 
-async def relay_once(store: Store, transport: Transport, *, owner: str, longest: timedelta) -> int:
+async def relay_once(
+    store: Store, transport: Transport, *, owner: str, longest: timedelta, provision: bool = False
+) -> int:
     """Publish what is due in *store*'s outbox, for at most *longest*, and return how many rows are still pending.
 
     -1: the broker or the store was not there. Another process that relays keeps its lease; then nothing is done.
+    *provision*: create missing topics.
+
+    Raises:
+        ConfigurationError: the broker has none of the topics; nothing was changed.
     """
-    house = House(transport, store, Options(), with_remembered_codecs(Parts()))
+    house = House(transport, store, Options(provision=provision), with_remembered_codecs(Parts()))
     relay = house.relay(owner)
     assert relay is not None
     return await relay.flush(longest)
