@@ -262,6 +262,22 @@ def test_a_broker_that_is_not_the_one_takes_no_row(place: Place) -> None:
     assert 2 == len(asyncio.run(place.arrived(2)))
 
 
+def test_two_brokers_do_not_share_an_outbox(place: Place) -> None:
+    """While a relay lives, one that would publish elsewhere is refused, whatever command begins it; the same broker by
+    another path is not; and once the first has stopped, another broker may be used on purpose."""
+    other = ("--broker", "sqlite:///other.db", "--provision")
+    (place.directory / "link").symlink_to(place.directory)
+    asyncio.run(place.put("1"))
+    with place.relaying("--provision"):
+        asyncio.run(place.arrived(1))
+        for verb in (("relay",), ("outbox", "flush")):
+            place.tidewire(*verb, *other, code=exits.USAGE)
+        place.tidewire("outbox", "flush", "--broker", "sqlite:///link/broker.db")
+    asyncio.run(place.put("2"))
+    place.tidewire("outbox", "flush", *other)
+    assert 1 == len(asyncio.run(place.arrived(1)))
+
+
 def test_a_relay_needs_a_store_and_a_broker_to_share(tmp_path: Path) -> None:
     """Without a store, or with a broker in memory, it says so and does not start."""
     Place(tmp_path, "").tidewire("relay", code=exits.USAGE)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tidewire.model import Message, Pending, Topic
-from tidewire.rules.relaying import CLAIM_BYTES_MAX, Flight, Traffic, last_page, up_to
+from tidewire.rules.relaying import CLAIM_BYTES_MAX, Flight, Traffic, last_page, relay_name, strangers, up_to
 
 
 def row(number: int, key: str | None, *, topic: str = "t", size: int = 0) -> Pending:
@@ -165,3 +165,13 @@ def test_first_publishes_of_a_key_are_in_order(seed: int) -> None:
     for key in "abc":
         order = [one.row for one in published if one.message.key == key]
         assert sorted(order) == order
+
+
+def test_a_relay_that_says_another_broker_is_a_stranger_and_no_other() -> None:
+    """Members of the same broker are none, nor is one that says no broker; who says none itself knows no strangers."""
+    here, there = relay_name("billing-1", "sqlite:1"), relay_name("stock-2", "sqlite:2")
+    silent = relay_name("old-3", "")
+
+    assert "old-3" == silent
+    assert [there] == strangers([here, relay_name("billing-9", "sqlite:1"), there, silent], here)
+    assert [] == strangers([here, there], silent)

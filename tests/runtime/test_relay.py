@@ -12,13 +12,17 @@ from pathlib import Path
 import msgspec
 import pytest
 from runtime_doubles import Proxy
-from runtime_world import Opened, OrderPlaced, PageViewed
+from runtime_world import Opened, OrderPlaced, PageViewed, World
 
 from tidewire import Service, event, running, transaction
+from tidewire.errors import ConfigurationError
 from tidewire.model import GroupSpec, TopicSpec
 from tidewire.rules.letters import topic_of
+from tidewire.runtime.serve import Options
+from tidewire.stores.postgres import open_postgres_store
 from tidewire.stores.sqlite import open_sqlite_store
 from tidewire.transports.memory import open_memory_transport
+from tidewire.transports.sqlite import open_sqlite_transport
 
 LONG_TRANSACTION = "tidewire.store.long_transaction"
 
@@ -146,6 +150,45 @@ def test_a_row_for_a_missing_topic_is_quarantined_where_others_are_taken(opened:
                 await world.until(put_aside, seconds=30)
             (stuck,) = await world.store.outbox.stuck()
             assert "shop.bulk" == topic_of(stuck.message.to)
+
+    asyncio.run(scenario())
+
+
+def test_a_relay_that_meets_a_stranger_goes(postgresql_url: str, tmp_path: Path) -> None:
+    """A service does not start beside a live relay to another broker. Of two that began at the same moment, and saw
+    each other too late, the one with the greater name ends, and no other."""
+
+    async def scenario() -> None:
+        long = Options().relay_lease
+        async with (
+            open_sqlite_transport(tmp_path / "broker.db") as transport,
+            open_postgres_store(postgresql_url, provision=True) as store,
+            open_postgres_store(postgresql_url) as seen,
+        ):
+            looks: list[list[str]] = []
+
+            async def relays() -> list[str]:
+                looks.append([*await store.relays()])
+                return looks[-1]
+
+            world = World(transport, Proxy(store, relays=relays))
+            await seen.backlog.lease("zzz to sqlite:0-0", long)
+            with pytest.raises(ConfigurationError, match="publishes to another broker: zzz to sqlite:0-0"):
+                async with world.running(Service("shop")):
+                    pass
+            await seen.backlog.lease("zzz to sqlite:0-0", timedelta(0))
+
+            async def beside_both() -> None:
+                async with world.running(Service("shop")):
+                    await world.until(lambda: looks[-1:] and len(looks[-1]) == 1)
+                    await seen.backlog.lease("zzz to sqlite:0-0", long)
+                    await world.until(lambda: len(looks[-1]) == 2)
+                    await seen.backlog.lease("zzz to sqlite:0-0", timedelta(0))
+                    await seen.backlog.lease("aaa to sqlite:0-0", long)
+                    await world.until(lambda: False, seconds=30)
+
+            with pytest.raises(ConfigurationError, match="publishes to another broker: aaa to sqlite:0-0"):
+                await beside_both()
 
     asyncio.run(scenario())
 

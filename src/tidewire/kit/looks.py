@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 from tidewire.model import Capabilities, Change, GroupSpec, InboxState, OutboxState, TopicInfo, TopicSpec
 from tidewire.protocols import Store, Transport
 
-__all__ = ["OpenedBrokerLook", "OpenedStoreLook", "SeesWriters", "topics_there"]
+__all__ = ["Identified", "OpenedBrokerLook", "OpenedStoreLook", "SeesRelays", "SeesWriters", "topics_there"]
 
 
 @runtime_checkable
@@ -37,6 +37,28 @@ class SeesWriters(Protocol):
 
     async def oldest_write(self) -> timedelta | None:
         """Return for how long the oldest transaction that has written something is open, or None: there is none."""
+        ...
+
+
+@runtime_checkable
+class Identified(Protocol):
+    """A broker that can say which one it is, whatever the URL that it was opened with."""
+
+    async def identity(self) -> str:
+        """Return what is the same for all who have this broker open, and differs for any other.
+
+        Raises:
+            TransportUnavailable, TransportRefused: it cannot be asked.
+        """
+        ...
+
+
+@runtime_checkable
+class SeesRelays(Protocol):
+    """A store that can name the relays of its outbox."""
+
+    async def relays(self) -> Sequence[str]:
+        """Return the owners whose leases on the outbox have not ended; raises as `Backlog.lease`."""
         ...
 
 

@@ -8,7 +8,19 @@ from typing import TypeAlias
 from tidewire.model import Pending
 from tidewire.rules.letters import topic_of
 
-__all__ = ["BEHIND", "CLAIM_BYTES_MAX", "Flight", "Look", "Place", "Traffic", "last_page", "places_of", "up_to"]
+__all__ = [
+    "BEHIND",
+    "CLAIM_BYTES_MAX",
+    "Flight",
+    "Look",
+    "Place",
+    "Traffic",
+    "last_page",
+    "places_of",
+    "relay_name",
+    "strangers",
+    "up_to",
+]
 
 BEHIND = "waits behind a quarantined row of its key"
 """The `Stuck.detail` of a row that no broker has refused."""
@@ -18,6 +30,20 @@ CLAIM_BYTES_MAX = 4 * 1024 * 1024
 
 Place: TypeAlias = str | tuple[str, str] | int
 """What can rest: a topic, a (topic, key), or a row."""
+
+
+_TO = " to "
+
+
+def relay_name(member: str, broker: str) -> str:
+    """Return the owner by which the relay of *member* takes leases: it says to which *broker* it publishes, too."""
+    return f"{member}{_TO}{broker}" if broker else member
+
+
+def strangers(owners: Iterable[str], own: str) -> list[str]:
+    """Return those of *owners*, the names of relays, that say another broker than *own* does."""
+    broker = own.partition(_TO)[2]
+    return [owner for owner in owners if broker and owner.partition(_TO)[2] not in ("", broker)]
 
 
 def places_of(row: Pending) -> tuple[Place, ...]:

@@ -15,10 +15,11 @@ from datetime import timedelta
 
 from tidewire.errors import ConfigurationError, StoreUnavailable, TransportUnavailable
 from tidewire.kit.groups import first_error
+from tidewire.kit.looks import Identified, SeesRelays
 from tidewire.model import Pending, Receipt
 from tidewire.protocols import Store, Transport
 from tidewire.rules.letters import topic_of
-from tidewire.rules.relaying import Flight, Place, Traffic, last_page, places_of
+from tidewire.rules.relaying import Flight, Place, Traffic, last_page, places_of, relay_name, strangers
 from tidewire.rules.retry import outage_delay
 from tidewire.runtime.cleaner import Cleaner
 from tidewire.runtime.parts import Parts
@@ -67,10 +68,33 @@ class Relay:
         self._strange: set[str] = set()
         self._leased_until = 0
         self._leads = False
+        self._is_named = False
         self._published = 0
         self._left_over = False
         self._waiting: asyncio.Task[None] | None = None
         self._woken = False
+
+    async def look_around(self) -> None:
+        """Make sure that other live relays of this outbox publish to our broker; nothing where nobody can tell.
+
+        Raises:
+            ConfigurationError: one publishes to another: whose events leave where would be chance.
+            StoreUnavailable, TransportUnavailable: they cannot be asked now.
+        """
+        broker: object = self._transport
+        if not isinstance(broker, Identified) or not isinstance(self._store, SeesRelays):
+            return
+        if not self._is_named:
+            self._owner, self._is_named = relay_name(self._owner, await broker.identity()), True
+        live = await self._store.relays()
+        others = strangers(live, self._owner)
+        # Of two that have begun at the same moment, one goes on.
+        if others and not (self._owner in live and self._owner < min(others)):
+            raise ConfigurationError(
+                f"a live relay of this outbox publishes to another broker: {others[0]}; this one is {self._owner}",
+                hint="give each service a store, a schema or a prefix of its own; or, to move to another broker, stop "
+                "every process of the service first (one that was killed counts until its lease ends, after 10 s)",
+            )
 
     async def run(self) -> None:
         """Until `stop`: relay. A store or broker that is down is waited for, longer each time."""
@@ -105,10 +129,12 @@ class Relay:
         go on at once.
 
         Raises:
-            ConfigurationError: the broker has none of the topics; nothing was changed.
+            ConfigurationError: the broker has none of the topics, or is not that of another live relay; nothing was
+                changed.
         """
         self._trouble = None
         try:
+            await self.look_around()
             with suppress(TimeoutError):  # what is on its way then is cut off, and sent again by the next relay
                 async with asyncio.timeout(longest.total_seconds()), asyncio.TaskGroup() as flights:
                     await self._empty(flights)
@@ -263,6 +289,7 @@ class Relay:
             self._leads = await self._store.backlog.lease(self._owner, self._lease_for)
             if self._leads:
                 self._leased_until = now + int(self._lease_for.total_seconds() * 5e8)
+            await self.look_around()
         return self._leads
 
     async def _wait(self, longest: timedelta) -> None:

@@ -11,11 +11,12 @@ import logging
 import signal
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import timedelta
 
 import msgspec
 
+from tidewire.errors import StoreUnavailable, TransportUnavailable
 from tidewire.kit.groups import first_error
 from tidewire.model import Subscription
 from tidewire.protocols import Receiver, Store, Transport
@@ -107,7 +108,8 @@ async def running(
     not end in time stays unsettled and comes back, uncounted. The caller opens and closes *transport* and *store*.
 
     Raises:
-        ConfigurationError: a handler or setting that cannot be; names every problem at once.
+        ConfigurationError: a handler or setting that cannot be; names every problem at once. Or the outbox is being
+            relayed to another broker.
         TransportRefused, StoreRefused: a person must change something first.
     """
     options = options or Options()
@@ -140,6 +142,9 @@ async def running(
             if topics
         ]
         relay = house.relay(member)
+        if relay is not None:
+            with suppress(StoreUnavailable, TransportUnavailable):  # it looks again with each lease
+                await relay.look_around()
         app = Running(service, publisher, subscribers, relay)
         timers = [
             RecurringTask(recurring, call, outgoing=outgoing, parts=parts, resources=resources, owner=member)
@@ -176,7 +181,8 @@ async def relay_once(
     *provision*: create missing topics.
 
     Raises:
-        ConfigurationError: the broker has none of the topics; nothing was changed.
+        ConfigurationError: the broker has none of the topics, or is not that of another live relay; nothing was
+            changed.
     """
     house = House(transport, store, Options(provision=provision), with_remembered_codecs(Parts()))
     relay = house.relay(owner)

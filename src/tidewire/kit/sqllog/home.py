@@ -99,6 +99,10 @@ class Home(Protocol):
         """
         ...
 
+    async def identity(self) -> str:
+        """Return what is the same for all who have this log open, and differs for any other; raises as `read`."""
+        ...
+
     async def tell_members(self, group: str) -> None:
         """Let the members of *group* in other processes look who is there."""
         ...

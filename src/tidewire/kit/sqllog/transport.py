@@ -89,6 +89,11 @@ class LogTransport(LogInspector, LogFinder, LogLedger):
         async with joined(self._shared, subscription, subs) as receiver:
             yield receiver
 
+    async def identity(self) -> str:
+        """See `tidewire.kit.looks.Identified`."""
+        self._check_open()
+        return await self._shared.home.identity()
+
     def _check_open(self) -> None:
         if self.closed:
             raise TransportClosed(f"{self._shared.home.what} is closed")

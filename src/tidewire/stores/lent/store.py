@@ -15,7 +15,7 @@ from weakref import WeakValueDictionary
 from tidewire.kit.handles import CallersUnit
 from tidewire.kit.lent import Lender, Statements
 from tidewire.kit.lent.meaning import meant
-from tidewire.kit.looks import SeesWriters
+from tidewire.kit.looks import SeesRelays, SeesWriters
 from tidewire.model import Guard, Mark, Message, Stuck
 from tidewire.protocols import Attempts, Backlog, HeldKeys, Inbox, Lanes, Outbox, Store, Timetable, Unit
 from tidewire.stores.lent.unit import LentUnit, lent_unit
@@ -52,6 +52,8 @@ class LentStore:
         self.lanes: Lanes = inner.lanes
         if isinstance(inner, SeesWriters):
             self.oldest_write = inner.oldest_write
+        if isinstance(inner, SeesRelays):
+            self.relays = inner.relays
 
     @property
     def tx_types(self) -> tuple[type | None, type | None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
@@ -83,6 +83,12 @@ class PostgresStore:
         answers = await self.access.run("looking for long transactions", (f"SELECT {OLDEST_WRITE}", ()))
         age = answers.rows()[0][0]
         return None if age is None else timedelta(microseconds=age)
+
+    async def relays(self) -> Sequence[str]:
+        """Return the owners of leases that have not ended, by the database's clock."""
+        live = f"SELECT owner FROM {self.access.table('relay')} WHERE until > clock_timestamp()"
+        answers = await self.access.run("looking for relays", (live, ()))
+        return [owner for (owner,) in answers.rows()]
 
     def adopt_tx(self, tx: Any) -> Unit | None:
         """Return the unit of a `PostgresTx` or `SyncPostgresTx` of this store, or of another library's transaction."""

@@ -249,10 +249,14 @@ class SqliteBacklog:
             self._outbox.window.pop(row, None)
         return quarantined
 
-    def _leads(self, owner: str) -> bool:
+    def leaders(self) -> list[str]:
+        """Return who has the lease: one, or nobody."""
         with self._reader.reading() as read:
-            row = read("SELECT owner, boot, until FROM tidewire_lease WHERE name = 'relay'").fetchone()
-        return row is not None and (row[0], row[1]) == (owner, self._boot) and row[2] > self._clock.ticks()
+            rows = read("SELECT owner, boot, until FROM tidewire_lease WHERE name = 'relay'").fetchall()
+        return [owner for owner, boot, until in rows if boot == self._boot and until > self._clock.ticks()]
+
+    def _leads(self, owner: str) -> bool:
+        return owner in self.leaders()
 
     def _read(self, after: int, limit: int, without: Set[int]) -> list[Pending]:
         """Read the next rows in row order; of those in the window only their numbers."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from functools import partial
@@ -67,6 +67,10 @@ class SqliteStore:
     async def close(self) -> None:
         """Commit what has begun; nothing can begin any more."""
         await self._turns.close()
+
+    async def relays(self) -> Sequence[str]:
+        """Return the owner of the relay's lease, if it lives."""
+        return self.backlog.leaders()
 
     def adopt_tx(self, tx: Any) -> Unit | None:
         """Return the unit of a `SqliteTx` or `SyncSqliteTx` of this store, or of another library's transaction."""

@@ -125,6 +125,12 @@ class PostgresHome:
         """Run *job* on a thread of its own."""
         return await self._beside.run(job)
 
+    async def identity(self) -> str:
+        """Tell when the first of the tables was made, to the microsecond: that goes along with a failover."""
+        made = f"SELECT (extract(epoch FROM min(at)) * 1000000)::bigint FROM {self.table('schema')}"
+        ((at,),) = await self.read(made)
+        return f"postgresql:{at}"
+
     async def tell_members(self, group: str) -> None:
         """Send a notice."""
         notice = _encode(Notice(self.address, [], [], group)).decode()

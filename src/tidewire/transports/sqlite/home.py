@@ -65,6 +65,11 @@ class SqliteHome:
         """Run *job* on a thread of its own."""
         return await self._beside.run(job)
 
+    async def identity(self) -> str:
+        """Name the file by its number in the file system: it may have several paths, also in containers."""
+        file = os.stat(self._file.path)
+        return f"sqlite:{file.st_dev:x}-{file.st_ino:x}"
+
     async def tell_members(self, group: str) -> None:
         """Send a datagram to each of the group's processes."""
         addresses = [row[0] for row in await self.read("SELECT address FROM member WHERE grp = ?", (group,))]
