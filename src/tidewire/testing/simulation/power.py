@@ -49,7 +49,7 @@ class Disk:
             os.fsync(descriptor)
             self.synced(descriptor)
 
-        open_files(module, is_full, self)
+        open_files(module, is_full, disk=self)
         vars(module)["os"] = _copy_of(os, fsync=fsync)
 
     def committed(self, connection: sqlite3.Connection) -> None:
@@ -98,7 +98,7 @@ class Disk:
                 return b"".join(one if self._chance.random() < 0.5 else bytes(len(one)) for one in sectors)
 
 
-def open_files(module: ModuleType, is_full: Callable[[], bool], disk: Disk | None = None) -> None:
+def open_files(module: ModuleType, is_full: Callable[[], bool], *, disk: Disk | None = None) -> None:
     """Let *module* have its own ``sqlite3``, whose commits find no room when *is_full* says so and tell *disk*."""
 
     class Watched(sqlite3.Connection):
