@@ -24,7 +24,8 @@ class Proxy:
         """Give a command and wait until it has been done.
 
         ``cut``: end every connection · ``quiet``: pass nothing on to the clients · ``deaf``: pass nothing on to the
-        broker · ``slow``: pass on 20 kB a second each way · ``go``: everything as usual.
+        broker · ``slow``: pass on 20 kB a second each way · ``forget``: never again pass anything on to the clients
+        that are connected now · ``go``: everything as usual.
         """
         assert self._process.stdin is not None, "opened with pipes"
         assert self._process.stdout is not None, "opened with pipes"
@@ -49,16 +50,19 @@ def proxy(listen: int, target: int) -> Iterator[Proxy]:
 
 
 class _Side:
-    """One direction of what passes."""
+    """One direction of what passes. Connections whose writer is *forgotten* pass nothing on."""
 
     def __init__(self) -> None:
         self.open = asyncio.Event()
         self.slow = False
+        self.forgotten: set[asyncio.StreamWriter] = set()
 
     async def pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(2_000 if self.slow else 65_536):
                 await self.open.wait()
+                if writer in self.forgotten:
+                    continue
                 if self.slow:
                     await asyncio.sleep(len(data) / 20_000)
                 writer.write(data)
@@ -92,6 +96,8 @@ async def _serve(listen: int, target: int) -> None:
                     side.open.clear()
                 else:
                     side.open.set()
+            if command == "forget":
+                to_client.forgotten.update(writers)
             if command == "cut":
                 for writer in list(writers):
                     writer.transport.abort()

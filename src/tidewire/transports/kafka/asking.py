@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import count
 from typing import TypeVar
@@ -39,6 +39,7 @@ T = TypeVar("T")
 K = TypeVar("K")
 Place = tuple[str, int]
 _STEP = 0.05
+_GLANCE = 0.25
 _OPEN = 0.25
 _END = 5.0  # with a question to a dead coordinator open, librdkafka may wait for ever
 _LOOK = 2.0
@@ -89,6 +90,7 @@ class Asker:
         self._admin: AdminClient | None = None
         self._reader: Consumer | None = None
         self._reading = asyncio.Lock()
+        self._unanswered = False
         self._refused: KafkaError | None = None
         self._closed = threading.Event()
         self._hurry = threading.Event()
@@ -104,20 +106,44 @@ class Asker:
         return await to_the_end(self._reach, executor=self._threads)
 
     def _reach(self) -> int:
-        try:
-            self._admin = AdminClient(admin_conf(self.settings, self._name), error_cb=self._on_error)
-        except KafkaException as error:
-            raise translated(error, self.settings.what) from error
+        admin = self._admin = self._made()
         end = self._clock.ticks() + int(min(self.settings.timeout, 10.0) * 1e9)
         while True:
             try:
-                return len(self._admin.list_topics(timeout=_OPEN).brokers)
+                return len(admin.list_topics(timeout=_OPEN).brokers)
             except KafkaException as error:
                 if self._refused is not None:
                     raise translated(self._refused, self.settings.what) from error
                 if self._clock.ticks() > end:
                     raise translated(error, self.settings.what) from error
-            self._admin.poll(_STEP)
+            admin.poll(_STEP)
+
+    def _made(self) -> AdminClient:
+        try:
+            return AdminClient(admin_conf(self.settings, self._name), error_cb=self._on_error)
+        except KafkaException as error:
+            raise translated(error, self.settings.what) from error
+
+    @contextmanager
+    def asked_anew(self) -> Generator[None]:
+        """Ask what is asked in this block over new connections if the block before it got no answer.
+
+        A connection may be dead without a word. The client finds that out in its own time, which is long; whoever asks
+        whether another connection is dead cannot wait for that.
+        """
+        if self._unanswered:
+            old: list[object] = [self._admin]
+            self._admin = self._made()
+            if not self._reading.locked():
+                old.append(self._reader)
+                self._reader = None
+            _let_go(old)
+        self._unanswered = False
+        try:
+            yield
+        except (TransportUnavailable, asyncio.CancelledError):
+            self._unanswered = True
+            raise
 
     def _on_error(self, error: KafkaError) -> None:
         if is_shut_out(error):
@@ -153,7 +179,14 @@ class Asker:
             admin.list_topics(timeout=_LOOK)
 
     def _all(self, futures: Mapping[K, Future[T]]) -> dict[K, T]:
-        return {key: future.result(self.settings.timeout + 1.0) for key, future in futures.items()}
+        return {key: self._answer(future) for key, future in futures.items()}
+
+    def _answer(self, future: Future[T]) -> T:
+        """Wait for one answer; whoever closes us does not wait for it."""
+        end = self._clock.ticks() + int((self.settings.timeout + 1.0) * 1e9)
+        while not (future.done() or self._closed.is_set() or self._clock.ticks() > end):
+            wait([future], _GLANCE)
+        return future.result(0)
 
     # --- topology -------------------------------------------------------------------------------------------------
 
@@ -313,7 +346,7 @@ class Asker:
             found: dict[str, dict[str, list[Place]]] = {}
             for group, future in admin.describe_consumer_groups(list(groups)).items():
                 try:
-                    described = future.result(self.settings.timeout + 1.0)
+                    described = self._answer(future)
                 except KafkaException as error:
                     if code_of(error) != "GROUP_ID_NOT_FOUND":
                         raise
@@ -394,11 +427,16 @@ class Asker:
         self._closed.set()
         self._hurry.set()
         last, self._admin = [self._admin], None
-        ending = threading.Thread(target=last.clear, name="tidewire-kafka-end", daemon=True)
-        ending.start()
-        await apart(partial(ending.join, _END))
+        await apart(partial(_let_go(last).join, _END))
         async with self._reading:
             reader, self._reader = self._reader, None
         if reader is not None:
             await apart(reader.close)
         self._threads.shutdown(wait=False)
+
+
+def _let_go(clients: list[T]) -> threading.Thread:
+    """Drop the last reference to each of *clients* in a thread, which waits until the library has ended them."""
+    ending = threading.Thread(target=clients.clear, name="tidewire-kafka-end", daemon=True)
+    ending.start()
+    return ending

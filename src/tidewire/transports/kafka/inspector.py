@@ -158,10 +158,11 @@ class KafkaInspector:
         self._check_open()
         mine = [one for one in self._receivers if one.subscription.group == group]
         awaited = {place: offset for one in mine for place, offset in one.reading(lanes).items()}
-        ends = await self._asker.ends(awaited)
-        spans = {place: Span(offset, ends[place], 1) for place, offset in awaited.items() if offset < ends[place]}
-        to: dict[str, Address] = {log: one for log, _ in spans if (one := address_of(log)) is not None}
-        records = await self._asker.read(to, spans)
+        with self._asker.asked_anew():
+            ends = await self._asker.ends(awaited)
+            spans = {place: Span(offset, ends[place], 1) for place, offset in awaited.items() if offset < ends[place]}
+            to: dict[str, Address] = {log: one for log, _ in spans if (one := address_of(log)) is not None}
+            records = await self._asker.read(to, spans)
         return sum(spans[place].end - spans[place].start for place, found in records.items() if found)
 
     def _out(self, group: str) -> dict[Place, frozenset[int]]:
