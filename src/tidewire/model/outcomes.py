@@ -64,7 +64,7 @@ class Move(msgspec.Struct, frozen=True):
     messages: Sequence[Message]
 
 
-class Settlement(msgspec.Struct, frozen=True):
+class Settlement(msgspec.Struct, frozen=True, gc=False):
     """What became of one settled delivery.
 
     ``settled`` · ``lost``: another owner has it, nothing was changed · ``failed``: a move whose messages were

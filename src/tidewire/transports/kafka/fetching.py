@@ -14,10 +14,10 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from tidewire.errors import TransportError
 from tidewire.kit.bell import Bell
-from tidewire.model import Address
+from tidewire.model import Address, Delivery
 from tidewire.transports.kafka.errors import code_of, is_shut_out, translated
 from tidewire.transports.kafka.settings import Conf
-from tidewire.transports.kafka.wire import Read, read_record
+from tidewire.transports.kafka.wire import read_record
 
 __all__ = ["Fetched", "Fetcher", "Source"]
 
@@ -29,21 +29,23 @@ _GAP = frozenset({"_AUTO_OFFSET_RESET", "OFFSET_OUT_OF_RANGE"})
 
 
 class Source(msgspec.Struct, frozen=True):
-    """A partition that is read from *offset* on, for one *epoch* of its lane."""
+    """A partition that is read from *offset* on, for one *epoch* of its *lane*."""
 
     log: str
     partition: int
     to: Address
+    lane: str
     epoch: int
     offset: int
 
 
-class Fetched(msgspec.Struct, frozen=True, gc=False):
-    """One record of a source; *read* is None where retention has let go everything below *offset*."""
+class Fetched(msgspec.Struct):
+    """What was read of a source at once: deliveries for a first attempt, by offset, in order. *gone*: retention has let
+    go everything below this offset."""
 
     source: Source
-    offset: int
-    read: Read | None
+    records: list[tuple[int, Delivery]] = []
+    gone: int = 0
 
 
 class Fetcher:
@@ -141,42 +143,49 @@ class Fetcher:
         if is_shut_out(error):
             self._tell(self._failed, translated(error, "fetching"))
 
-    def _pass_on(self, consumer: Consumer, messages: Sequence[Message]) -> None:
+    def _pass_on(self, consumer: Consumer, messages: list[Message]) -> None:
         found: list[Fetched] = []
-        sources = self._sources
-        for message in messages:
+        latest: dict[tuple[str, int], Fetched] = {}
+        count = len(messages)
+        messages.reverse()
+        while messages:  # each is let go at once, with all its headers: or the collector would go through them all
+            message = messages.pop()
             log, partition, offset = message.topic(), message.partition(), message.offset()
-            source = None if log is None or partition is None else sources.get((log, partition))
-            error = message.error()
-            if error is not None:
-                self._hear_error(consumer, error, source, found)
-            elif source is not None and offset is not None:
-                read = read_record(
-                    source.to,
-                    message.key(),
-                    value=message.value(),
-                    headers=message.headers(),
-                    ms=message.timestamp()[1],
-                )
-                found.append(Fetched(source, offset, read))
+            if log is None or partition is None:
+                continue
+            place = (log, partition)
+            fetched = latest.get(place)
+            if fetched is None:
+                if (source := self._sources.get(place)) is None:
+                    continue
+                fetched = Fetched(source)
+            if (error := message.error()) is not None:
+                found += self._hear_error(consumer, error, fetched.source)
+                latest.pop(place, None)
+            elif offset is not None:
+                if not fetched.records:
+                    found.append(fetched)
+                    latest[place] = fetched
+                fetched.records.append((offset, _delivery(fetched.source, offset, message)))
         if found:
-            self._held += len(found)  # until the event loop says how much it really is
+            self._held += count  # until the event loop says how much it really is
             self._tell(self._hear, found)
 
-    def _hear_error(self, consumer: Consumer, error: KafkaError, source: Source | None, found: list[Fetched]) -> None:
+    def _hear_error(self, consumer: Consumer, error: KafkaError, source: Source) -> list[Fetched]:
         code = code_of(error)
-        if code in _GAP and source is not None:
-            place = TopicPartition(source.log, source.partition)
-            low, _ = consumer.get_watermark_offsets(place, timeout=self._timeout)
-            _logger.error(
-                "tidewire.kafka.retention_gap",
-                extra={"topic": source.log, "partition": source.partition, "first_kept": low},
-            )
-            found.append(Fetched(source, low, None))
-            consumer.incremental_unassign([place])
-            consumer.incremental_assign([TopicPartition(source.log, source.partition, low)])
-        elif code in _END and source is not None:
+        if code in _END:
             raise translated(error, source.log)
+        if code not in _GAP:
+            return []
+        place = TopicPartition(source.log, source.partition)
+        low, _ = consumer.get_watermark_offsets(place, timeout=self._timeout)
+        _logger.error(
+            "tidewire.kafka.retention_gap",
+            extra={"topic": source.log, "partition": source.partition, "first_kept": low},
+        )
+        consumer.incremental_unassign([place])
+        consumer.incremental_assign([TopicPartition(source.log, source.partition, low)])
+        return [Fetched(source, gone=low)]
 
     def _assign(self, consumer: Consumer, sources: Sequence[Source]) -> None:
         again = [TopicPartition(one.log, one.partition) for one in sources if (one.log, one.partition) in self._sources]
@@ -193,3 +202,11 @@ class Fetcher:
     def _if_read(self, log: str, partition: int, act: Callable[[list[TopicPartition]], None]) -> None:
         if (log, partition) in self._sources:
             act([TopicPartition(log, partition)])
+
+
+def _delivery(source: Source, offset: int, message: Message) -> Delivery:
+    """Return what a record is at its first attempt."""
+    read = read_record(
+        source.to, message.key(), value=message.value(), headers=message.headers(), ms=message.timestamp()[1]
+    )
+    return Delivery(read.message, source.lane, source.epoch, offset, 1, False, read.foreign, read.stored_at)

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
+
+import msgspec
 
 from tidewire.model import Address, Delivery
 from tidewire.transports.kafka.member import Entry
 from tidewire.transports.kafka.progress import WINDOW, Progress
-from tidewire.transports.kafka.wire import Read
 
 __all__ = ["Feed", "Lane"]
 
 
 class Feed:
-    """What was fetched of one partition and is not settled: fresh, given back (*again*), waiting for a time, or out."""
+    """What was fetched of one partition and is not settled: fresh, given back (*again*), waiting for a time, or out.
+
+    All of it is kept as it came, each with its offset; how often it was tried is added as it is handed out.
+    """
 
     __slots__ = (
         *("address", "again", "asked", "bytes", "fresh", "kept", "log", "next_offset", "out", "partition", "paused"),
@@ -27,35 +31,77 @@ class Feed:
         self.partition = partition
         self.address = address
         self.progress = progress
-        self.fresh: deque[tuple[int, Read]] = deque()
+        self.fresh: deque[tuple[int, Delivery]] = deque()
         self.bytes = 0
         self.again: list[int] = []
         self.waiting: list[tuple[int, int]] = []
-        self.kept: dict[int, Read] = {}
-        self.out: dict[int, Read] = {}
+        self.kept: dict[int, Delivery] = {}
+        self.out: dict[int, Delivery] = {}
         self.next_offset = progress.low
         self.paused = False
         self.asked = False  # a commit that raises the ceiling is under way
         self.version = 0  # grows with every change of the books
         self.saved = 0  # the version that is committed
 
-    def arrived(self, offset: int, read: Read | None) -> None:
-        """Take in a record; what lies between it and the one before does not exist."""
+    def arrived(self, records: Sequence[tuple[int, Delivery]]) -> None:
+        """Take in records, in order; what lies between one and the one before does not exist."""
+        if not records:
+            return
+        start = self.next_offset
+        if (records[0][0], records[-1][0]) != (
+            start,
+            start + len(records) - 1,
+        ):  # some are missing, or were read before
+            records = [one for one in records if one[0] >= start]
+            for offset, _ in records:
+                self.begins_at(offset)
+                self.next_offset = offset + 1
+        else:
+            self.next_offset = start + len(records)
+        self.fresh.extend(records)
+        self.bytes += sum([len(delivery.message.body) for _, delivery in records])
+
+    def begins_at(self, offset: int) -> None:
+        """There is nothing more below *offset*."""
         if offset > self.next_offset:
             self.progress.skip(self.next_offset, offset)
             self.version += 1
-        self.next_offset = offset
-        if read is None:
+            self.next_offset = offset
+
+    def take(self, most: int, now: int) -> list[Delivery]:
+        """Hand out up to *most*, fewer where the books are full. What waited for a time comes behind what was stored
+        before that time."""
+        taken: list[Delivery] = []
+        while len(taken) < most:
+            if not (self.again or self.waiting):
+                self._take_plain(taken, most)
+            if len(taken) == most or (found := self._next(now)) is None:
+                break
+            offset, delivery = found
+            self.out[offset] = delivery
+            self.progress.high = max(self.progress.high, offset + 1)
+            taken.append(self._told(offset, delivery))
+        return taken
+
+    def _take_plain(self, taken: list[Delivery], most: int) -> None:
+        """Hand out what is at the front, up to the first that needs a closer look: nearly always all of it."""
+        fresh, progress, out = self.fresh, self.progress, self.out
+        if progress.marks or progress.crashes:
             return
-        self.next_offset += 1
-        self.fresh.append((offset, read))
-        self.bytes += len(read.message.body)
+        end, settled = min(progress.ceiling, progress.low + WINDOW), progress.settled
+        while fresh and len(taken) < most:
+            offset, delivery = fresh[0]
+            message = delivery.message
+            if offset >= end or offset in settled or message.not_before is not None:
+                break
+            fresh.popleft()
+            self.bytes -= len(message.body)
+            out[offset] = delivery
+            taken.append(delivery)
+            progress.high = max(progress.high, offset + 1)
 
-    def next(self, now: int) -> tuple[int, Read] | None:
-        """Return the next to hand out, or None: there is none, or the books are full.
-
-        What waited for a time comes behind what was stored before that time.
-        """
+    def _next(self, now: int) -> tuple[int, Delivery] | None:
+        """Return the next to hand out, or None: there is none, or the books are full."""
         if self.again:
             offset = heapq.heappop(self.again)
             return offset, self.kept.pop(offset)
@@ -64,20 +110,27 @@ class Feed:
             head = fresh[0] if fresh else None
             if head is not None and (head[0] >= progress.ceiling or head[0] - progress.low >= WINDOW):
                 head = None
-            if waiting and waiting[0][0] <= now and (head is None or head[1].stored_at >= waiting[0][0]):
+            if waiting and waiting[0][0] <= now and (head is None or _stored_at(head[1]) >= waiting[0][0]):
                 offset = heapq.heappop(waiting)[1]
                 return offset, self.kept.pop(offset)
             if head is None:
                 return None
-            offset, read = fresh.popleft()
-            self.bytes -= len(read.message.body)
+            offset, delivery = fresh.popleft()
+            self.bytes -= len(delivery.message.body)
             if progress.is_settled(offset):
                 continue
-            due = max(read.message.not_before or 0, progress.due(offset))
-            if due <= read.stored_at:
-                return offset, read
-            self.kept[offset] = read
-            heapq.heappush(waiting, (due, offset))
+            due = max(delivery.message.not_before or 0, progress.due(offset))
+            if due <= _stored_at(delivery):
+                return offset, delivery
+            self.kept[offset] = delivery
+            heapq.heappush(self.waiting, (due, offset))
+
+    def _told(self, offset: int, delivery: Delivery) -> Delivery:
+        """Return a delivery with what the books say of earlier ones."""
+        progress = self.progress
+        if not progress.marks and not progress.crashes:
+            return delivery
+        return msgspec.structs.replace(delivery, attempt=progress.attempt(offset), suspect=progress.suspect(offset))
 
     @property
     def weight(self) -> int:
@@ -116,10 +169,10 @@ class Feed:
 
     def give_back(self, offset: int, *, counted: bool, due: int) -> bool:
         """Take back what is out, to be handed out again, not before *due*; False if it was not out."""
-        read = self.out.pop(offset, None)
-        if read is None:
+        delivery = self.out.pop(offset, None)
+        if delivery is None:
             return False
-        self.kept[offset] = read
+        self.kept[offset] = delivery
         if counted or due or self.progress.due(offset):
             self.progress.failed(offset, counted=counted, due=due)
             self.version += 1
@@ -147,30 +200,14 @@ class Lane:
         """Return the feed in which messages of *address* lie."""
         return self.feeds[0] if self.feeds[0].address == address else self.feeds[1]
 
-    def next(self, now: int) -> Delivery | None:
-        """Hand one out, the topic and the inbox channel in turn."""
-        for _ in (0, 1):
-            feed = self.feeds[self.turn]
-            self.turn ^= 1
-            found = feed.next(now) if feed.fresh or feed.again or feed.waiting else None
-            if found is not None:
-                offset, read = found
-                feed.out[offset] = read
-                progress = feed.progress
-                if offset >= progress.high:
-                    progress.high = offset + 1
-                plain = not progress.marks and not progress.crashes
-                return Delivery(
-                    read.message,
-                    self.name,
-                    self.epoch,
-                    offset,
-                    1 if plain else progress.attempt(offset),
-                    not plain and progress.suspect(offset),
-                    read.foreign,
-                    read.stored_at,
-                )
-        return None
+    def take(self, most: int, now: int) -> list[Delivery]:
+        """Hand out up to *most*: half of the topic and half of the inbox channel, where both have so much."""
+        first, second = self.feeds[self.turn], self.feeds[self.turn ^ 1]
+        self.turn ^= 1
+        taken = first.take((most + 1) // 2, now)
+        taken += second.take(most - len(taken), now)
+        taken += first.take(most - len(taken), now)
+        return taken
 
     def entries(self, *, open_: bool, slack: int, whole: bool = False) -> Iterator[tuple[Feed, int, Entry]]:
         """Yield what is to be committed of each feed whose books have changed, or of both, with their version."""
@@ -178,3 +215,8 @@ class Lane:
             if whole or not open_ or feed.version != feed.saved or feed.wants_ceiling():
                 offset, metadata = feed.progress.saved(self.epoch, open_=open_, slack=slack)
                 yield feed, feed.version, Entry(self.name, feed.log, feed.partition, offset, metadata)
+
+
+def _stored_at(delivery: Delivery) -> int:
+    assert delivery.stored_at is not None, "this broker says when it stored something"
+    return delivery.stored_at

@@ -31,7 +31,7 @@ from tidewire.protocols import Clock
 from tidewire.transports.kafka.fetching import Fetched, Fetcher, Source
 from tidewire.transports.kafka.lanes import Feed, Lane
 from tidewire.transports.kafka.member import Commit, Entry, Member, Opened
-from tidewire.transports.kafka.names import inbox_topic, lane_name
+from tidewire.transports.kafka.names import inbox_topic
 
 __all__ = ["KafkaReceiver"]
 
@@ -93,11 +93,11 @@ class KafkaReceiver:
                 return found
             if await self._make_room():
                 continue
+            timer = self._loop.call_later(min(rest, self._pause()), self._woken.set)
             try:
-                async with asyncio.timeout(min(rest, self._pause())):
-                    await self._woken.wait()
-            except TimeoutError:
-                pass
+                await self._woken.wait()
+            finally:
+                timer.cancel()
 
     async def settle(
         self, *, ack: Sequence[Delivery] = (), release: Sequence[Release] = (), move: Sequence[Move] = ()
@@ -226,21 +226,19 @@ class KafkaReceiver:
     # --- handing out ----------------------------------------------------------------------------------------------
 
     def _hand_out(self, found: list[Delivery | LaneEvent], credit: int) -> None:
-        """Take from the lanes in turn."""
+        """Take from the lanes in turn, of each its share."""
         now = self._clock.now_us()
         order = self._order
+        share = max(1, credit // max(1, len(order)))
         idle = 0
         while credit > 0 and idle < len(order):
             lane = order[0]
             order.rotate(-1)
-            delivery = None if lane.paused or lane.revoking else lane.next(now)
-            if delivery is None:
-                idle += 1
-                continue
-            idle = 0
-            credit -= 1
-            self._unsettled += 1
-            found.append(delivery)
+            taken = [] if lane.paused or lane.revoking else lane.take(min(share, credit), now)
+            idle = 0 if taken else idle + 1
+            credit -= len(taken)
+            self._unsettled += len(taken)
+            found += taken
         self._look_after(order)
 
     def _look_after(self, lanes: Sequence[Lane] | deque[Lane]) -> None:
@@ -292,29 +290,22 @@ class KafkaReceiver:
         due = [feed.waiting[0][0] for lane in self._order for feed in lane.feeds if feed.waiting]
         return min([_POLL, *(max(0.0005, (one - now) / 1e6 + 0.0005) for one in due)])
 
-    def fetched(self, records: Sequence[Fetched]) -> None:
+    def fetched(self, batches: Sequence[Fetched]) -> None:
         """Take in what was read, of lanes that are still ours."""
         assert self._fetcher is not None, "it was started"
-        touched: dict[int, tuple[Lane, Feed] | None] = {}
-        for one in records:
-            source = id(one.source)  # all records of a partition have the same one
-            if source not in touched:
-                touched[source] = self._place_of(one.source)
-            place = touched[source]
-            if place is not None and one.offset >= place[1].next_offset:
-                place[1].arrived(one.offset, one.read)
-        for lane, feed in filter(None, touched.values()):
+        for batch in batches:
+            source = batch.source
+            lane = self._lanes.get(source.lane)
+            if lane is None or lane.epoch != source.epoch:
+                continue
+            feed = lane.feed_of(source.to)
+            feed.begins_at(batch.gone)
+            feed.arrived(batch.records)
             if not feed.paused and self._blocked(lane, feed):  # or it would fill the room of all
                 feed.paused = True
                 self._fetcher.pause(feed.log, feed.partition)
         self._fetcher.holding(self._weight())
         self._woken.set()
-
-    def _place_of(self, source: Source) -> tuple[Lane, Feed] | None:
-        lane = self._lanes.get(_lane_of(source))
-        if lane is None or lane.epoch != source.epoch:
-            return None
-        return lane, lane.feeds[0] if lane.feeds[0].log == source.log else lane.feeds[1]
 
     def _blocked(self, lane: Lane, feed: Feed) -> bool:
         """Whether a feed holds enough for now that nobody will be given soon."""
@@ -365,7 +356,10 @@ class KafkaReceiver:
         self._order.append(lane)
         assert self._fetcher is not None, "it was started"
         self._fetcher.read(
-            [Source(feed.log, feed.partition, feed.address, lane.epoch, feed.progress.low) for feed in lane.feeds]
+            [
+                Source(feed.log, feed.partition, feed.address, lane.name, lane.epoch, feed.progress.low)
+                for feed in lane.feeds
+            ]
         )
 
     def _forget(self, lane: Lane) -> None:
@@ -487,10 +481,6 @@ def _offset(delivery: Delivery) -> int:
 
 def _topic_of(address: Address) -> str:
     return address.name if isinstance(address, Topic) else address.topic
-
-
-def _lane_of(source: Source) -> str:
-    return lane_name(_topic_of(source.to), source.partition)
 
 
 def _settlement(delivery: Delivery, kept: dict[str, int], receipts: Sequence[Receipt]) -> Settlement:

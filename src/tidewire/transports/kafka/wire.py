@@ -158,6 +158,8 @@ def removal_in(headers: Found) -> int | None:
 
 
 def _pairs(headers: Found) -> Iterable[tuple[str, str | bytes | None]]:
+    if isinstance(headers, list):  # what the library gives; asking for a Mapping costs as much as all the rest
+        return headers
     return () if headers is None else headers.items() if isinstance(headers, Mapping) else headers
 
 
