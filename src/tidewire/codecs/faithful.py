@@ -167,7 +167,8 @@ def _each(rule: Rule | None) -> Rule | None:
 
 
 def _within_64_bits(values: Iterable[Any]) -> bool:
-    return max(0, *map(int.bit_length, values)) < 64
+    several = [*values]
+    return sum(map(abs, several)) < 2**63 or max(map(int.bit_length, several)) < 64  # small ones: the sum is quicker
 
 
 def _finite_floats(values: Iterable[Any]) -> bool:
