@@ -86,7 +86,7 @@ def test_three_frames_lie_between_the_receive_loop_and_the_handler(opened: Opene
             await world.until(lambda: stacks)
 
     asyncio.run(scenario())
-    assert ["_work", "__await__", "process", "look"] == stacks[0][stacks[0].index("_work") :]
+    assert ["_work", "isolated", "process", "look"] == stacks[0][stacks[0].index("_work") :]
 
 
 def test_a_handler_that_runs_too_long_has_failed(opened: Opened) -> None:

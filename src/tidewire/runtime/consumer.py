@@ -1,6 +1,6 @@
 """One membership in a group: receive in batches, run one event per key, settle in batches.
 
-The trip of a message: `Workers._work` → `Isolated` → `Pipeline.process` → the handler. Only this file and its
+The trip of a message: `Workers._work` → `isolated` → `Pipeline.process` → the handler. Only this file and its
 `Settler` settle. Everything here runs on the event loop; what is bounded: deliveries by ``prefetch``, handlers
 by ``concurrency``, holds by ``max_hold``.
 """

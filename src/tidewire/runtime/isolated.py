@@ -6,46 +6,39 @@ the next message (hazard AS9), and `asyncio.timeout` or a cancel scope inside wo
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import copy_context
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
-__all__ = ["Isolated"]
+__all__ = ["isolated"]
 
 T = TypeVar("T")
 
 
-class Isolated(Generic[T]):
-    """``await Isolated(coroutine, on_wait)``: *on_wait* is called whenever the coroutine has to wait."""
-
-    __slots__ = ("_coroutine", "_on_wait")
-
-    def __init__(self, coroutine: Coroutine[Any, Any, T], on_wait: Callable[[], None]) -> None:
-        self._coroutine = coroutine
-        self._on_wait = on_wait
-
-    def __await__(self) -> Generator[Any, Any, T]:
-        coroutine = self._coroutine
-        run = copy_context().run
+@types.coroutine
+def isolated(coroutine: Coroutine[Any, Any, T], on_wait: Callable[[], None]) -> Generator[Any, Any, T]:
+    """Run *coroutine* and return its result; *on_wait* is called whenever it has to wait."""
+    run = copy_context().run
+    try:
+        waited_for = run(coroutine.send, None)
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
+    while True:
+        on_wait()
         try:
-            waited_for = run(coroutine.send, None)
+            value = yield waited_for
+        except GeneratorExit:
+            run(coroutine.close)
+            raise
+        except BaseException as error:
+            resume = partial(coroutine.throw, error)
+        else:
+            resume = partial(coroutine.send, value)
+        try:
+            waited_for = run(resume)
         except StopIteration as stop:
-            result: T = stop.value
+            result = stop.value
             return result
-        while True:
-            self._on_wait()
-            try:
-                value = yield waited_for
-            except GeneratorExit:
-                run(coroutine.close)
-                raise
-            except BaseException as error:
-                resume = partial(coroutine.throw, error)
-            else:
-                resume = partial(coroutine.send, value)
-            try:
-                waited_for = run(resume)
-            except StopIteration as stop:
-                result = stop.value
-                return result

@@ -46,6 +46,7 @@ from tidewire.runtime.work import Ran, Together, Work
 __all__ = ["Pipeline"]
 
 _HANDLED = Handled()
+_RAN = Ran(_HANDLED)
 
 
 class Pipeline:
@@ -86,7 +87,7 @@ class Pipeline:
         """
         skipped: list[Work] = []
         asked: list[tuple[Work, Bound]] = []
-        routes = self._routes
+        routes, store = self._routes, self._store
         for work in works:
             message = work.delivery.message
             if type(message.to) is InboxChannel and DISCARDED in message.headers:
@@ -103,10 +104,10 @@ class Pipeline:
                 work.failure = failure_in(message.headers)
             work.route = route
             work.todo = route.handlers
-            for bound in route.handlers:
-                asked.append((work, bound))
-        if self._store is not None and asked:
-            await self._drop_known(self._store, asked)
+            if store is not None:
+                asked += [(work, bound) for bound in route.handlers]
+        if store is not None and asked:
+            await self._drop_known(store, asked)
         return skipped
 
     async def look_again(self, work: Work) -> None:
@@ -217,8 +218,11 @@ class Pipeline:
                     await self._outgoing.publish_returned(context, returned, bound.name)
                 if store is not None and unit is not None:
                     await store.inbox.mark(unit, self._mark(message, bound), _digest(message.body))
-            self._enlist(unit, [work])
-            ran = Ran(_HANDLED, messages=context.outgoing) if unit is None else Ran(_HANDLED, await unit.seal())
+            if unit is None:
+                ran = Ran(_HANDLED, messages=context.outgoing) if context.outgoing else _RAN
+            else:
+                self._enlist(unit, [work])
+                ran = Ran(_HANDLED, await unit.seal())
             work.cancellable = False
             return ran
         except (KeyboardInterrupt, GeneratorExit):
@@ -272,9 +276,9 @@ class Pipeline:
         finally:
             lead.cancellable = False
 
-    def _enlist(self, unit: Unit | None, works: Sequence[Work]) -> None:
+    def _enlist(self, unit: Unit, works: Sequence[Work]) -> None:
         """Let the commit of *unit* settle what leaves nothing else behind in the store: that is freed at the ack."""
-        if self.settle_with is None or unit is None:
+        if self.settle_with is None:
             return
         plain = [one.original for one in works if not (one.alone or one.started or one.stored or one.held_row)]
         if plain:

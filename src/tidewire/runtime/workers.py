@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from tidewire.model import Handled, Unavailable
 from tidewire.rules.lanes import Schedule
-from tidewire.runtime.isolated import Isolated
+from tidewire.runtime.isolated import isolated
 from tidewire.runtime.work import Ran, Work
 
 __all__ = ["Workers", "taken_in"]
@@ -178,7 +178,8 @@ class Workers:
         A handler may catch its cancellation and go on to its end; then this ends by itself.
         """
         clock, decider, schedule = self._loop.time, self._decider, self._schedule
-        yield_at = clock() + _SLICE
+        now = clock()
+        yield_at = now + _SLICE
         while self._tasks is not None:
             crowded = self._saturated()  # going on would mean to stand in line behind those who do already
             work = None if crowded or decider.halted() else schedule.take()
@@ -189,31 +190,36 @@ class Workers:
                 self._idle.append(worker)
                 await worker.wake
                 self._waking = False
-                yield_at = clock() + _SLICE
+                now = clock()
+                yield_at = now + _SLICE
                 continue
-            started = clock()
-            if started > yield_at:  # handlers that never wait must not starve intake, commits and settles
+            if now > yield_at:  # handlers that never wait must not starve intake, commits and settles
                 await asyncio.sleep(0)
-                started = clock()
-                yield_at = started + _SLICE
+                now = clock()
+                yield_at = now + _SLICE
             if decider.special(work):
-                if not await decider.prepare(work):
+                wanted = await decider.prepare(work)
+                now = clock()  # what the store took for that is not the handler's time
+                if not wanted:
                     continue
-                started = clock()  # what the store took for that is not the handler's time
             if work.route is not None and work.route.batch > 1 and not work.single and not work.alone:
                 works = await self._gather(work)
                 if len(works) != 1 or works[0].gone:
                     await self._work_batch(worker, works)
+                    now = clock()
                     continue
-                work, started = works[0], clock()  # nobody came along: its failure is its own, and counts
+                work, now = works[0], clock()  # nobody came along: its failure is its own, and counts
+            started = now
             self._begin(worker, work, started)
-            ran = await Isolated(self._process(work), self.wake)
+            ran = await isolated(self._process(work), self.wake)
             self._end(worker, work)
             schedule.conclude(work)
+            now = clock()
             if ran.handled:
-                decider.handled(work, ran, clock() - started)
+                decider.handled(work, ran, now - started)
             else:
                 await decider.not_handled(work, ran)
+                now = clock()
 
     def _begin(self, worker: Worker, work: Work, now: float) -> None:
         """Start the clock of a handler that is about to run."""
@@ -244,7 +250,7 @@ class Workers:
         started = self._loop.time()
         lead = works[0]
         self._begin(worker, lead, started)
-        ran = await Isolated(self._process_batch(works), self.wake)
+        ran = await isolated(self._process_batch(works), self.wake)
         self._end(worker, lead)
         if ran is not None and isinstance(ran.outcome, Unavailable):
             self._again(works)
