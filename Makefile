@@ -53,7 +53,7 @@ conformance: $(STAMPS)/test ## run the suites for every adapter; writes what the
 	.venv/bin/python scripts/capabilities.py
 	.venv/bin/python scripts/catalogue.py
 
-bench: $(STAMPS)/test ## measure beside a native twin; writes build/bench.json
+bench: $(STAMPS)/test $(STAMPS)/bench ## measure beside a native twin; writes build/bench.json
 	mkdir -p build
 	.venv/bin/python -m benchmarks
 

@@ -2,12 +2,15 @@
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
 from scripts.kafka_server import VARIABLE, NoServer, private_kafka
 
+from benchmarks import peers
+from benchmarks.broker_latency import Heard, beside_native, ours
 from benchmarks.measure import Figure, Sample, paired
 from benchmarks.throughput import counted
 from benchmarks.work import Counter, Line, order
@@ -36,7 +39,7 @@ def _measure(url: str, rounds: int, scale: float) -> list[Figure]:
     consumed, published = max(500, int(30_000 * scale)), max(500, int(20_000 * scale))
     topic, messages = asyncio.run(_fill(url, consumed))
     servers = url.removeprefix("kafka://").partition("?")[0]
-    return [
+    figures = [
         paired(
             "kafka: consume, trivial handler",
             ours=lambda: asyncio.run(_consume(url, topic, consumed)),
@@ -52,7 +55,20 @@ def _measure(url: str, rounds: int, scale: float) -> list[Figure]:
             rounds=rounds,
             target=0.7,
         ),
+        beside_native("kafka", scale, ours=partial(ours, url), native=partial(_native_latency, url, servers)),
     ]
+    if peers.faststream_is_here("kafka"):
+        theirs = max(250, consumed // 10)
+        figures.append(
+            paired(
+                "kafka: consume, beside FastStream at least once",
+                ours=lambda: asyncio.run(_consume(url, topic, consumed)),
+                native=lambda: asyncio.run(peers.kafka_consume(servers, topic, theirs)),
+                rounds=min(rounds, 3),
+                target=15.0,
+            )
+        )
+    return figures
 
 
 async def _fill(url: str, count: int) -> tuple[str, list[Message]]:
@@ -135,6 +151,60 @@ async def _native_consume(servers: str, topic: str, count: int) -> Sample:
     finally:
         ending.set()
         thread.join()
+
+
+@asynccontextmanager
+async def _native_latency(url: str, servers: str, heard: Heard) -> AsyncIterator[Callable[[str], Awaitable[object]]]:
+    """A producer with futures, a consumer that polls in a thread, one call into the loop and one commit an event."""
+    from confluent_kafka import Consumer, Producer
+
+    from tidewire.config import open_transport
+
+    name, loop, ending = UUID7Ids().event_id()[-12:], asyncio.get_running_loop(), threading.Event()
+    async with open_transport(url) as transport:
+        await transport.provision([TopicSpec(f"t{name}", _LANES)], [])
+    producer = Producer({"bootstrap.servers": servers, "acks": "all", "enable.idempotence": True, "linger.ms": 0})
+    consumer = Consumer(
+        {
+            "bootstrap.servers": servers,
+            "group.id": f"n{name}",
+            "auto.offset.reset": "earliest",
+            "enable.auto.commit": False,
+        }
+    )
+    consumer.subscribe([f"t{name}"])
+
+    def receive() -> None:
+        while not ending.is_set():
+            if (message := consumer.poll(0.05)) is not None and (body := message.value()) is not None:
+                loop.call_soon_threadsafe(heard, body.decode())
+                consumer.commit(message, asynchronous=True)
+        consumer.close()
+
+    def report() -> None:
+        while not ending.is_set():
+            producer.poll(0.1)
+
+    async def publish(text: str) -> None:
+        stored: asyncio.Future[None] = loop.create_future()
+
+        def told(error: Any, _: Any) -> None:
+            assert error is None, error
+            loop.call_soon_threadsafe(stored.set_result, None)
+
+        producer.produce(f"t{name}", text.encode(), text.encode(), on_delivery=told)
+        await stored
+
+    threads = [threading.Thread(target=receive), threading.Thread(target=report)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield publish
+    finally:
+        ending.set()
+        for thread in threads:
+            thread.join()
+        producer.close()
 
 
 async def _publish(url: str, messages: list[Message]) -> Sample:

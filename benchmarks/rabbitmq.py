@@ -1,11 +1,15 @@
 """RabbitMQ beside aio-pika: the same queues, the same durability, the same events, what the framework adds or saves."""
 
 import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
 from scripts.rabbitmq_server import VARIABLE, NoServer, private_rabbit
 
+from benchmarks import peers
+from benchmarks.broker_latency import Heard, beside_native, ours
 from benchmarks.measure import Figure, Sample, paired
 from benchmarks.throughput import counted
 from benchmarks.work import Counter, Line, order
@@ -34,7 +38,7 @@ def rabbitmq(rounds: int, scale: float) -> list[Figure]:
 def _measure(url: str, rounds: int, scale: float) -> list[Figure]:
     count = max(500, int(5_000 * scale))
     messages = asyncio.run(_made(url, count))
-    return [
+    figures = [
         paired(
             "rabbitmq: consume, trivial handler",
             ours=lambda: asyncio.run(_consume(url, messages)),
@@ -49,7 +53,19 @@ def _measure(url: str, rounds: int, scale: float) -> list[Figure]:
             rounds=rounds,
             target=1.0,
         ),
+        beside_native("rabbitmq", scale, ours=partial(ours, url), native=partial(_native_latency, url)),
     ]
+    if peers.faststream_is_here("rabbitmq"):
+        figures.append(
+            paired(
+                "rabbitmq: consume, beside FastStream at least once",
+                ours=lambda: asyncio.run(_consume(url, messages)),
+                native=lambda: asyncio.run(_faststream_consume(url, messages)),
+                rounds=min(rounds, 3),
+                target=2.0,
+            )
+        )
+    return figures
 
 
 async def _made(url: str, count: int) -> list[Message]:
@@ -119,6 +135,45 @@ async def _native_consume(url: str, messages: list[Message]) -> Sample:
             await queue.consume(seen)
         await counter.reach(1)
         return await counted(len(messages) - counter.count, partial(counter.reach, len(messages)))
+
+
+async def _faststream_consume(url: str, messages: list[Message]) -> Sample:
+    """The same queues and messages as the native twin's, for FastStream."""
+    import aio_pika
+
+    topic = f"f{UUID7Ids().event_id()[-12:]}"
+    queues = [f"{topic}.{number}" for number in range(_LANES)]
+    connection = await aio_pika.connect(url)
+    async with connection:
+        channel = await connection.channel()
+        for name in queues:
+            await _queue(channel, name)
+        await _native_fill(channel, topic, messages)
+    return await peers.rabbitmq_consume(url, queues, len(messages))
+
+
+@asynccontextmanager
+async def _native_latency(url: str, heard: Heard) -> AsyncIterator[Callable[[str], Awaitable[object]]]:
+    """Confirmed publishes on one channel, a callback and an ack for each message on another."""
+    import aio_pika
+
+    name = f"n{UUID7Ids().event_id()[-12:]}"
+    connection = await aio_pika.connect(url)
+    async with connection:
+        sending, receiving = await connection.channel(on_return_raises=True), await connection.channel()
+        await receiving.set_qos(_PREFETCH)
+        queue = await _queue(receiving, name)
+
+        async def seen(message: Any) -> None:
+            heard(message.body.decode())
+            await message.ack()
+
+        async def publish(text: str) -> None:
+            message = aio_pika.Message(text.encode(), delivery_mode=aio_pika.DeliveryMode.PERSISTENT)
+            await sending.default_exchange.publish(message, name)
+
+        await queue.consume(seen)
+        yield publish
 
 
 async def _publish(url: str, messages: list[Message]) -> Sample:
