@@ -150,6 +150,10 @@ def test_a_row_for_a_missing_topic_is_quarantined_where_others_are_taken(opened:
                 await world.until(put_aside, seconds=30)
             (stuck,) = await world.store.outbox.stuck()
             assert "shop.bulk" == topic_of(stuck.message.to)
+            (fact,) = [one for one in world.observer.facts if one.kind == "quarantined"]
+            assert ("shop.bulk.made", stuck.message.id, "shop.bulk", "unknown_topic") == (
+                fact.type, fact.event_id, fact.topic, fact.detail,
+            )  # fmt: skip
 
     asyncio.run(scenario())
 
@@ -194,7 +198,8 @@ def test_a_relay_that_meets_a_stranger_goes(postgresql_url: str, tmp_path: Path)
 
 
 def test_a_transaction_that_stays_open_is_told_of(opened: Opened, caplog: pytest.LogCaptureFixture) -> None:
-    """OB4: where a store can say for how long a transaction has been open, the relay warns of a long one."""
+    """OB4: where a store can say for how long a transaction has been open, the relay tells log and observer of a long
+    one."""
 
     async def scenario() -> None:
         async with opened() as world:
@@ -205,6 +210,7 @@ def test_a_transaction_that_stays_open_is_told_of(opened: Opened, caplog: pytest
             world.store = Proxy(world.store, oldest_write=oldest_write)
             async with world.running(Service("shop")):
                 await world.until(lambda: [one for one in caplog.records if one.message == LONG_TRANSACTION])
+            assert [120_000_000] == [one.took_us for one in world.observer.facts if one.kind == "long_transaction"]
 
     asyncio.run(scenario())
     assert [120.0] == [vars(record)["age_s"] for record in caplog.records if record.message == LONG_TRANSACTION]

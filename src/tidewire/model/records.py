@@ -130,16 +130,20 @@ FactKind: TypeAlias = Literal[
     "settled",
     "lost",
     "rebuilt",
+    "quarantined",
+    "long_transaction",
 ]
 """What can have happened."""
 
 
 class Fact(msgspec.Struct, frozen=True, gc=False):
     """Something that happened to an event: ``published``, ``processed``, ``skipped``, ``known`` (a duplicate that
-    changed nothing), ``discarded`` (an operator gave it up), ``retried``, ``dead_lettered``, ``settled``, ``lost``; or
-    to a group's member: ``rebuilt``, with its topics and without an event.
+    changed nothing), ``discarded`` (an operator gave it up), ``retried``, ``dead_lettered``, ``settled``, ``lost``,
+    ``quarantined`` (its row in the outbox was put aside: the broker refuses it); or to a group's member: ``rebuilt``,
+    with its topics and without an event; or to the store: ``long_transaction``, without an event.
 
-    *at* is wall time in microseconds; *took_us* how long the handler ran, for ``processed``.
+    *at* is wall time in microseconds; *took_us* how long the handler ran, for ``processed``, or the transaction
+    has been open, for ``long_transaction``.
     """
 
     kind: FactKind

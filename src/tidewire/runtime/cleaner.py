@@ -8,8 +8,10 @@ from datetime import timedelta
 
 from tidewire.errors import AlreadyMarked
 from tidewire.kit.looks import SeesWriters
-from tidewire.protocols import Clock, Store
+from tidewire.model import Fact
+from tidewire.protocols import Store
 from tidewire.rules.letters import DEDUP_WINDOW
+from tidewire.runtime.parts import Parts
 
 __all__ = ["Cleaner"]
 
@@ -23,11 +25,12 @@ _logger = logging.getLogger("tidewire.store")
 class Cleaner:
     """Cleans one store from time to time; the store's timetable says when, and whose turn it is."""
 
-    def __init__(self, store: Store, *, owner: str, lease: timedelta, clock: Clock) -> None:
+    def __init__(self, store: Store, *, owner: str, lease: timedelta, parts: Parts) -> None:
         self._store = store
         self._owner = owner
         self._lease = lease
-        self._clock = clock
+        self._clock = parts.clock
+        self._observer = parts.observer
         self._at = 0
         self._more = False
 
@@ -52,6 +55,9 @@ class Cleaner:
         age = await self._store.oldest_write()
         if age is not None and age > _LONG:
             _logger.warning("tidewire.store.long_transaction", extra={"age_s": round(age.total_seconds(), 1)})
+            if self._observer is not None:
+                took = age // timedelta(microseconds=1)
+                self._observer.record([Fact("long_transaction", "", "", "", at=self._clock.now_us(), took_us=took)])
         return True
 
     async def _turn(self) -> timedelta:

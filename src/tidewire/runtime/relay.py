@@ -23,7 +23,7 @@ from tidewire.rules.relaying import Flight, Place, Traffic, last_page, places_of
 from tidewire.rules.retry import outage_delay
 from tidewire.runtime.cleaner import Cleaner
 from tidewire.runtime.parts import Parts
-from tidewire.runtime.producer import published
+from tidewire.runtime.producer import published, quarantined
 from tidewire.runtime.subscriber import Health
 from tidewire.runtime.topology import Topology
 
@@ -58,7 +58,7 @@ class Relay:
         self._clock = parts.clock
         self._jitter = parts.jitter
         self._observer = parts.observer
-        self._cleaner = Cleaner(store, owner=owner, lease=lease, clock=parts.clock)
+        self._cleaner = Cleaner(store, owner=owner, lease=lease, parts=parts)
         self._traffic = Traffic(rows_max=_ROWS_MAX, flights_max=_FLIGHTS_MAX)
         self._stopping = asyncio.Event()
         self._moved = asyncio.Event()
@@ -260,6 +260,8 @@ class Relay:
             if await self._store.backlog.refused(self._owner, row.row, detail=detail, attempts_max=_REFUSALS_MAX):
                 fields = {"event_id": row.message.id, "reason": receipt.reason}
                 _logger.error("tidewire.relay.quarantined", extra=fields)
+                if self._observer is not None:
+                    self._observer.record([quarantined(row.message, self._clock.now_us(), receipt.reason)])
         for topic, reason in waiting.items():
             if self._traffic.rests(topic, self._now()):
                 continue  # a flight that was on its way with the first one says the same
