@@ -18,6 +18,7 @@ Each class says who can cure it: the *code* (a bug, or a handler's own word), th
     │   ├── AlreadyMarked         code     the inbox mark exists: another delivery of this event took effect
     │   ├── LaneFenced            time     another member owns the lane now; this unit must not commit
     │   ├── TransactionLost       time     the transaction this unit shared is gone; run the unit again, alone
+    │   ├── TransactionAborted    code     a handler caught an error of the database and went on in its transaction
     │   ├── TransactionClosed     code     a statement came after its unit had ended
     │   └── TransactionControl    code     a handler tried to BEGIN, COMMIT or ROLLBACK by itself
     ├── DependencyUnavailable     time     something that the handler needs is down; the event waits, uncounted
@@ -51,6 +52,7 @@ __all__ = [
     "StoreRefused",
     "StoreUnavailable",
     "TidewireError",
+    "TransactionAborted",
     "TransactionClosed",
     "TransactionControl",
     "TransactionLost",
@@ -138,6 +140,10 @@ class LaneFenced(StoreError):
 
 class TransactionLost(StoreError):
     """The transaction that this unit shared is gone, unsaid by its handler; run the unit again, alone."""
+
+
+class TransactionAborted(StoreError):
+    """A handler caught an error of the database and went on: nothing of such a transaction can be kept."""
 
 
 class TransactionClosed(StoreError):

@@ -81,14 +81,14 @@ async def sacks(engine: AsyncEngine) -> list[str]:
 
 
 class Ears:
-    """Counts what has come of the events of the service, and says when it was enough."""
+    """Counts the events of the service that are settled, and says when it was enough."""
 
     def __init__(self, wanted: int) -> None:
         self._left = wanted
         self.done = asyncio.Event()
 
     def record(self, facts: Any) -> None:
-        self._left -= sum(fact.kind in ("processed", "dead_lettered") for fact in facts)
+        self._left -= sum(fact.kind == "settled" for fact in facts)  # acked, or its dead letter is stored
         if self._left <= 0:
             self.done.set()
 
@@ -185,6 +185,81 @@ def test_a_savepoint_is_the_handlers_own(mill_url: str) -> None:
         await engine.dispose()
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("goes_on", [False, True], ids=["returns", "goes on"])
+@pytest.mark.parametrize("awaited", [True, False], ids=["asyncpg", "psycopg"])
+def test_an_error_that_was_caught_is_named(postgresql_url: str, awaited: bool, goes_on: bool) -> None:
+    """PostgreSQL keeps nothing after an error, and says of each further statement only that the transaction is aborted:
+    what is told is the error that the handler caught, whether it returns then or writes more."""
+    asyncio.run(made(postgresql_url))
+    mill = Service("mill")
+    insert = text("INSERT INTO flour VALUES (:sack)")
+
+    async def grind(filled: SackFilled, context: Context[AsyncSession]) -> FlourSold:
+        for _ in range(2):
+            with contextlib.suppress(IntegrityError):
+                await context.tx.execute(insert, {"sack": filled.sack})
+        if goes_on:
+            await context.tx.execute(insert, {"sack": "another"})
+        return FlourSold(filled.sack)
+
+    def crush(filled: SackFilled, context: SyncContext[Session]) -> FlourSold:
+        for _ in range(2):
+            with contextlib.suppress(IntegrityError):
+                context.tx.execute(insert, {"sack": filled.sack})
+        if goes_on:
+            context.tx.execute(insert, {"sack": "another"})
+        return FlourSold(filled.sack)
+
+    mill.on(SackFilled, retry=ONCE)(grind if awaited else crush)
+
+    async def scenario() -> None:
+        engine = async_engine(postgresql_url)
+        sold, (why,) = await handled(mill, engine if awaited else sync_engine(postgresql_url), SackFilled("a"))
+        assert ([], []) == (sold, await sacks(engine))
+        name = "UniqueViolationError" if awaited else "UniqueViolation"
+        assert f"TransactionAborted: the handler caught {name} (23505) and went on" in why
+        await engine.dispose()
+
+    asyncio.run(scenario())
+
+
+def test_a_pool_without_a_free_connection_says_what_to_set(mill_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A handler that gets no connection from the application's pool counts as nobody's failure: the pause says which
+    pool it is and what to raise, and the event is handled once there is one."""
+    mill = Service("mill")
+
+    @mill.on(SackFilled, retry=ONCE)
+    async def grind(filled: SackFilled, context: Context[AsyncSession]) -> FlourSold:
+        context.tx.add(Flour(sack=filled.sack))
+        await context.tx.flush()
+        return FlourSold(filled.sack)
+
+    def paused() -> list[str]:
+        return [vars(one)["detail"] for one in caplog.records if one.message == "tidewire.consumer.paused"]
+
+    async def scenario() -> None:
+        engine = create_async_engine(async_engine(mill_url).url, pool_size=1, max_overflow=0, pool_timeout=0.2)
+        ears = Ears(1)
+        async with (
+            open_memory_transport() as broker,
+            open_store_on(engine) as store,
+            running(mill, transport=broker, store=store, parts=Parts(observer=ears)) as app,
+            asyncio.timeout(30),
+        ):
+            async with engine.connect():
+                await app.publisher.publish(SackFilled("a"))
+                while not paused():  # noqa: ASYNC110 - a log record sets no event
+                    await asyncio.sleep(0.01)
+            await ears.done.wait()
+        assert ["a"] == await sacks(engine)
+        await engine.dispose()
+
+    asyncio.run(scenario())
+    (first, *_) = paused()
+    assert "QueuePool limit of size 1 overflow 0 reached" in first
+    assert "raise pool_size or max_overflow" in first
 
 
 def test_a_def_handler_has_a_session_in_its_thread(mill_url: str) -> None:

@@ -151,7 +151,7 @@ class Publisher:
         return self._stamping.not_before(delay, at)
 
 
-def quarantined(message: Message, now_us: int, reason: str) -> Fact:
+def quarantined(message: Message, now_us: int, *, reason: str) -> Fact:
     """Return the fact that the row of *message* was put aside, which the broker refuses for *reason*."""
     type_ = message.headers.get("ce-type", "")
     return Fact("quarantined", type_, message.id, topic_of(message.to), at=now_us, detail=reason)

@@ -261,7 +261,7 @@ class Relay:
                 fields = {"event_id": row.message.id, "reason": receipt.reason}
                 _logger.error("tidewire.relay.quarantined", extra=fields)
                 if self._observer is not None:
-                    self._observer.record([quarantined(row.message, self._clock.now_us(), receipt.reason)])
+                    self._observer.record([quarantined(row.message, self._clock.now_us(), reason=receipt.reason)])
         for topic, reason in waiting.items():
             if self._traffic.rests(topic, self._now()):
                 continue  # a flight that was on its way with the first one says the same

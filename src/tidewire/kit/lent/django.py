@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 from tidewire.errors import TransactionClosed
 from tidewire.kit.handles import AsyncSql, sync_handle
+from tidewire.kit.lent.meaning import is_consequence
 from tidewire.kit.lent.watching import InThread, control, control_in
 from tidewire.kit.threads import to_the_end
 
@@ -81,6 +82,7 @@ class LentAtomic:
         self._atomic: Any = None
         self._closed = False
         self._refused = ""
+        self._failed: BaseException | None = None
         self._inside = 0
         self._running = threading.RLock()
 
@@ -95,6 +97,11 @@ class LentAtomic:
         if self._refused:
             return self._refused
         return "ROLLBACK" if self.begun and (self._wrapper.needs_rollback or not self._wrapper.in_atomic_block) else ""
+
+    @property
+    def failed(self) -> BaseException | None:
+        """What the last failed statement raised."""
+        return self._failed
 
     @property
     def begun(self) -> bool:
@@ -182,10 +189,17 @@ class LentAtomic:
 
     def _watched(self, execute: Callable[..., Any], sql: Any, params: Any, many: bool, context: Any) -> Any:
         """Run a statement of the handler, or refuse it; see Django's ``execute_wrapper``."""
+        from django.db import Error
+
         with self._running:
             if self._closed:
                 raise TransactionClosed("this unit has ended", hint="use the database only while the handler runs")
             if word := control_in(str(sql)):
                 self._refused = word
                 raise control(word)
-            return execute(sql, params, many, context)
+            try:
+                return execute(sql, params, many, context)
+            except Error as error:
+                if not is_consequence(error):
+                    self._failed = error
+                raise

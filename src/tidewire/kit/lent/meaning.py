@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 
-from tidewire.errors import StoreUnavailable, TransactionLost
+from tidewire.errors import StoreUnavailable, TransactionAborted, TransactionLost
 
-__all__ = ["meant", "typed"]
+__all__ = ["is_consequence", "meant", "typed"]
 
 # SQLSTATE classes: connection, resources, operator's intervention, system error. A read-only server has failed over.
 _SERVER = ("08", "53", "57P", "58", "25006")
 _AGAIN = ("40001", "40P01")
+_ABORTED = "25P02"
 _SQLITE = frozenset(
     {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
     | {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_NOMEM, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CORRUPT}
@@ -20,16 +21,25 @@ _SQLITE = frozenset(
 _LIBRARIES = ("asyncpg", "psycopg", "sqlalchemy", "django", "sqlite3")
 
 
-def typed(error: BaseException) -> BaseException:
+def typed(error: BaseException, earlier: BaseException | None = None) -> BaseException:
     """Return the error of tidewire that says what *error* means, or *error* itself where it is the statement's fault.
 
-    Of a server that is away, and of a transaction that has lost against another one, no event is guilty.
+    Of a server that is away, and of a transaction that has lost against another one, no event is guilty. *earlier* is
+    the last error of the transaction before it, where that is known.
     """
     for one in _chain(error):
-        state = str(getattr(one, "sqlstate", None) or "")
+        state = _state(one)
+        if state == _ABORTED:
+            return _aborted(earlier)
         if state in _AGAIN:
             return TransactionLost(f"the transaction conflicted with another one ({state}); it runs again")
         code = getattr(one, "sqlite_errorcode", None)
+        if _name(one) == "sqlalchemy.TimeoutError":
+            return StoreUnavailable(  # in the message, and not in a hint: the log of a pause has the message alone
+                "no connection of the application's SQLAlchemy pool was free in time "
+                f"({str(one).partition(' (Background')[0]}): raise pool_size or max_overflow of its engine to the "
+                "service's concurrency and what else uses it, or lower Service(concurrency=…)"
+            )
         gone = state.startswith(_SERVER) or (code is not None and code & 0xFF in _SQLITE)
         if gone or (not state and _is_lost(one)):
             return StoreUnavailable(
@@ -40,15 +50,37 @@ def typed(error: BaseException) -> BaseException:
 
 
 @contextmanager
-def meant() -> Generator[None]:
-    """Raise what an error in the block means: see `typed`."""
+def meant(failed: Callable[[], BaseException | None] = lambda: None) -> Generator[None]:
+    """Raise what an error in the block means: see `typed`. *failed* returns what went wrong before it."""
     try:
         yield
     except Exception as error:
-        meaning = typed(error)
+        earlier = failed()
+        meaning = typed(error, earlier)
         if meaning is error:
             raise
-        raise meaning from error
+        raise meaning from (earlier if isinstance(meaning, TransactionAborted) and earlier is not None else error)
+
+
+def is_consequence(error: BaseException) -> bool:
+    """Whether *error* says only that an earlier one has aborted the transaction."""
+    return any(_state(one) == _ABORTED for one in _chain(error))
+
+
+def _aborted(earlier: BaseException | None) -> TransactionAborted:
+    what = "an error of the database"
+    if earlier is not None:
+        *_, innermost = (earlier, *_chain(earlier))
+        what = f"{type(innermost).__name__} ({_state(innermost) or 'no SQLSTATE'})"
+    return TransactionAborted(
+        f"the handler caught {what} and went on: PostgreSQL keeps nothing of a transaction after an error in it",
+        hint="let the error rise, or put what may fail into a savepoint: `async with session.begin_nested():`, in "
+        "Django `with transaction.atomic():`",
+    )
+
+
+def _state(error: BaseException) -> str:
+    return str(getattr(error, "sqlstate", None) or "")
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -69,6 +101,9 @@ def _is_lost(error: BaseException) -> bool:
         return True
     if isinstance(error, ConnectionError):
         return True
+    return _name(error) in ("psycopg.OperationalError", "asyncpg.ConnectionDoesNotExistError")
+
+
+def _name(error: BaseException) -> str:
     cls = type(error)
-    name = f"{cls.__module__.partition('.')[0]}.{cls.__name__}"
-    return name in ("psycopg.OperationalError", "asyncpg.ConnectionDoesNotExistError", "sqlalchemy.TimeoutError")
+    return f"{cls.__module__.partition('.')[0]}.{cls.__name__}"

@@ -26,6 +26,11 @@ class Lent(Protocol):
         ...
 
     @property
+    def failed(self) -> BaseException | None:
+        """The last error of a statement that was not the consequence of one before it, caught or not."""
+        ...
+
+    @property
     def begun(self) -> bool:
         """Whether the handler has done anything with it."""
         ...

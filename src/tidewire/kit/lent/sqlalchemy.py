@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 
 from tidewire.errors import TransactionClosed, TransactionControl
 from tidewire.kit.handles import AsyncSql, async_handle, sync_handle
+from tidewire.kit.lent.meaning import is_consequence
 from tidewire.kit.lent.watching import InThread, control, control_in
 from tidewire.kit.threads import to_the_end
 
@@ -31,7 +32,13 @@ class _Maker:
     eager = False
 
     def __init__(self, maker: Any) -> None:
+        from sqlalchemy import event
+
         self._maker = maker
+        self._watches: WeakKeyDictionary[Any, _Watch] = WeakKeyDictionary()
+        if self.url:  # of one connection SQLAlchemy tells no errors
+            engine = maker.kw["bind"]
+            event.listen(getattr(engine, "sync_engine", engine), "handle_error", self._failed)
 
     @property
     def url(self) -> str:
@@ -43,6 +50,11 @@ class _Maker:
         """The class of the sessions."""
         made: type = self._maker.class_
         return made
+
+    def _failed(self, context: Any) -> None:
+        watch = None if context.connection is None else self._watches.get(context.connection)
+        if watch is not None:
+            watch.has_failed(context.original_exception)
 
 
 class AsyncSessions(_Maker):
@@ -59,21 +71,13 @@ class AsyncSessions(_Maker):
 
     def lend(self) -> AsyncLentSession:
         """Return a new session."""
-        return AsyncLentSession(self._maker())
+        return AsyncLentSession(self._maker(), self._watches)
 
 
 class Sessions(_Maker):
     """A ``sessionmaker``: its units are a ``Session`` each, for ``def`` handlers."""
 
     awaited = False
-
-    def __init__(self, maker: Any) -> None:
-        from sqlalchemy import event
-
-        super().__init__(maker)
-        self._watches: WeakKeyDictionary[Any, _Watch] = WeakKeyDictionary()
-        if self.url:  # of one connection SQLAlchemy tells no errors
-            event.listen(maker.kw["bind"], "handle_error", self._failed)
 
     @classmethod
     def on(cls, engine: Any) -> Sessions:
@@ -85,11 +89,6 @@ class Sessions(_Maker):
     def lend(self) -> LentSession:
         """Return a new session."""
         return LentSession(self._maker(), self._watches)
-
-    def _failed(self, context: Any) -> None:
-        watch = self._watches.get(context.connection)
-        if watch is not None:
-            watch.ran()
 
 
 class _Session:
@@ -110,6 +109,11 @@ class _Session:
         return self._watch.ended
 
     @property
+    def failed(self) -> BaseException | None:
+        """What the last failed statement raised."""
+        return self._watch.failed
+
+    @property
     def begun(self) -> bool:
         """Whether anything has been asked of the session, or given to it."""
         return bool(self._session.in_transaction())
@@ -125,8 +129,8 @@ class _Session:
 class AsyncLentSession(_Session):
     """See `tidewire.kit.lent.seam.Lent`."""
 
-    def __init__(self, session: Any) -> None:
-        super().__init__(session, _Watch(session.sync_session, None))
+    def __init__(self, session: Any, watches: MutableMapping[Any, _Watch]) -> None:
+        super().__init__(session, _Watch(session.sync_session, watches, threads=False))
 
     async def sql(self) -> AsyncSql:
         """Write what the session has pending, and return its transaction."""
@@ -154,7 +158,7 @@ class LentSession(_Session):
     """
 
     def __init__(self, session: Any, watches: MutableMapping[Any, _Watch]) -> None:
-        super().__init__(session, _Watch(session, watches))
+        super().__init__(session, _Watch(session, watches, threads=True))
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="tidewire-unit")
 
     async def sql(self) -> AsyncSql:
@@ -189,18 +193,20 @@ class LentSession(_Session):
 class _Watch:
     """Keeps a session's one transaction for its unit: nobody else ends it, and nothing comes after its end.
 
-    Where threads run statements (*watches* is theirs), one of a handler that has outlasted its time may be under way
-    when the unit ends.
+    Into *watches* it puts itself under the connection of its session. Where *threads* run statements, one of a handler
+    that has outlasted its time may be under way when the unit ends.
     """
 
-    def __init__(self, session: Any, watches: MutableMapping[Any, _Watch] | None) -> None:
+    def __init__(self, session: Any, watches: MutableMapping[Any, _Watch], *, threads: bool) -> None:
         from sqlalchemy import event
 
         self.ended = ""
+        self.failed: BaseException | None = None
         self._listen: Callable[..., None] = event.listen
         self._ours = False
         self._closed = False
         self._watches = watches
+        self._threads = threads
         self._running = threading.Lock()
         self._runs_in = 0
         self._listen(session, "after_begin", self._begun)
@@ -231,9 +237,9 @@ class _Watch:
         self._listen(connection, "commit", self._on_commit)
         self._listen(connection, "rollback", self._on_rollback)
         self._listen(connection, "before_cursor_execute", self._before_statement)
-        if self._watches is not None:
+        self._watches[connection] = self
+        if self._threads:
             self._listen(connection, "after_cursor_execute", self._after_statement)
-            self._watches[connection] = self
         if connection.dialect.name == "sqlite" and not connection.connection.driver_connection.in_transaction:
             connection.exec_driver_sql(f"PRAGMA busy_timeout={_BUSY_MS}")
             with self.ours():  # at once as a writer: one who has read cannot become one while others write
@@ -256,7 +262,7 @@ class _Watch:
             self.ended = self.ended or "ROLLBACK"
 
     def _before_statement(self, connection: Any, cursor: Any, statement: str, *rest: object) -> None:
-        if self._watches is not None:
+        if self._threads:
             self._running.acquire()
             self._runs_in = threading.get_ident()
         word = "" if self._ours else control_in(statement)
@@ -270,6 +276,12 @@ class _Watch:
             raise
 
     def _after_statement(self, *what: object) -> None:
+        self.ran()
+
+    def has_failed(self, error: BaseException) -> None:
+        """The statement that runs has raised *error*."""
+        if not is_consequence(error):
+            self.failed = error
         self.ran()
 
     def ran(self) -> None:

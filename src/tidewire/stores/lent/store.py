@@ -96,7 +96,7 @@ class LentStore:
     @asynccontextmanager
     async def around(self, unit: Unit) -> AsyncGenerator[None]:
         """Begin where the handle does not, and say what an error of the database means."""
-        with meant():
+        with meant(lent_unit(unit, self._statements).failed):
             if self._lender.eager:
                 await unit.begin()
             yield
@@ -104,7 +104,8 @@ class LentStore:
     @contextmanager
     def around_in_thread(self, unit: Unit) -> Generator[None]:
         """The same for a ``def`` handler, in its thread."""
-        with meant(), lent_unit(unit, self._statements).in_thread():
+        own = lent_unit(unit, self._statements)
+        with meant(own.failed), own.in_thread():
             yield
 
 

@@ -57,13 +57,17 @@ class LentUnit:
         """
         self._check_open()
         self._check_whole()
-        with meant():
+        with meant(self.failed):
             sql = await self._lent.sql()
             self._check_whole()
             for step in steps:
                 rows = await sql.rows(step.sql, step.parameters)
                 if not rows and step.refusal is not None:
                     raise step.refusal
+
+    def failed(self) -> BaseException | None:
+        """Return the last error of a statement in this unit, caught or not."""
+        return self._lent.failed
 
     def leave(self, messages: Sequence[Message]) -> None:
         """Write *messages* into the outbox with the seal, in one statement with those of other calls.
@@ -84,7 +88,7 @@ class LentUnit:
             steps = self.statements.put(self._rows) if self._rows else ()
             if steps or self._lent.begun:
                 await self.write([*steps, *self._guard])
-            with meant():
+            with meant(self.failed):
                 await self._lent.commit()
         except BaseException:
             await self.rollback()
