@@ -404,10 +404,13 @@ def test_a_connection_that_ends_with_an_answer_is_the_servers_fault(postgresql_u
                 ).fetchone()[0]:
                     pass
                 other.execute("SELECT pg_terminate_backend(%s, 5000)", (pid,))
-            with pytest.raises(StoreUnavailable):
+
+            async def sealed() -> None:
                 await answering
-            with pytest.raises(StoreUnavailable):
                 await unit.seal()
+
+            with pytest.raises(StoreUnavailable):
+                await sealed()
             assert [] == await seen(store)
 
     asyncio.run(scenario())

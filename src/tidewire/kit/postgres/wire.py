@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import Any, Protocol, TypeAlias
 
 import psycopg
@@ -19,7 +19,7 @@ from psycopg.pq.abc import PGresult
 
 from tidewire.kit.postgres.text import array_of
 
-__all__ = ["Answers", "Statement", "Wire", "connect_wire"]
+__all__ = ["Answers", "Sent", "Statement", "Wire", "connect_wire"]
 
 Statement: TypeAlias = tuple[str, Sequence[Any]]
 """SQL with ``$1`` placeholders, and its parameters."""
@@ -27,7 +27,10 @@ Statement: TypeAlias = tuple[str, Sequence[Any]]
 _PREPARE_AT = 3
 _PREPARED_MAX = 200
 _SEEN_MAX = 1_000
+# Members of enumerations are looked up once: that takes longer than anything else that is done with a result.
 _FINE = frozenset({ExecStatus.COMMAND_OK, ExecStatus.TUPLES_OK, ExecStatus.EMPTY_QUERY})
+_SYNC = ExecStatus.PIPELINE_SYNC
+_AT_REST = frozenset({TransactionStatus.IDLE, TransactionStatus.UNKNOWN})
 _AUTO: dict[int, list[PyFormat]] = {}
 _Key: TypeAlias = tuple[str, tuple[int, ...]]
 
@@ -85,17 +88,34 @@ class Answers:
         return -1 if found is None else found
 
 
-class _Batch:
-    """Statements that are sent and not yet answered. *kinds* holds for each command the key that it prepares, or
-    None for one that is a statement."""
+class Sent:
+    """Statements on their way. One task at a time may await it, for their answers.
 
-    __slots__ = ("answers", "done", "kinds", "position")
+    It may be cancelled: they go on all the same, and *answers* are theirs once they are *answered*. *kinds* holds for
+    each command the key that it prepares, or None for one that is a statement.
+    """
 
-    def __init__(self, answers: Answers, done: asyncio.Future[Answers]) -> None:
+    __slots__ = ("_loop", "_waiter", "answered", "answers", "kinds", "position")
+
+    def __init__(self, answers: Answers, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._waiter: asyncio.Future[None] | None = None
         self.answers = answers
-        self.done = done
+        self.answered = False
         self.kinds: list[_Key | None] = []
         self.position = 0
+
+    def __await__(self) -> Generator[Any, None, Answers]:
+        if not self.answered:
+            self._waiter = self._loop.create_future()
+            yield from self._waiter
+        return self.answers
+
+    def end(self) -> None:
+        """All is answered that will be."""
+        self.answered = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
 
 class Wire:
@@ -112,7 +132,8 @@ class Wire:
         self._pg.nonblocking = 1
         self._loop = asyncio.get_running_loop()
         self._converter: _Converter = Transformer(connection)
-        self._pending: deque[_Batch] = deque()
+        self._pending: deque[Sent] = deque()
+        self._rest: asyncio.Future[None] | None = None
         self._prepared: dict[_Key, bytes] = {}
         self._seen: dict[_Key, int] = {}
         self._count = 0
@@ -132,7 +153,7 @@ class Wire:
     @property
     def in_transaction(self) -> bool:
         """Whether the server has a transaction open, as of the last answer."""
-        return self._pg.transaction_status not in (TransactionStatus.IDLE, TransactionStatus.UNKNOWN)
+        return self._pg.transaction_status not in _AT_REST
 
     @property
     def pid(self) -> int:
@@ -143,7 +164,7 @@ class Wire:
         """Return what the server has told of one of its settings, or nothing."""
         return (self._pg.parameter_status(name.encode()) or b"").decode()
 
-    def send(self, statements: Sequence[Statement], *, own: bool = True) -> asyncio.Future[Answers]:
+    def send(self, statements: Sequence[Statement], *, own: bool = True) -> Sent:
         """Send *statements* now, to be answered together.
 
         Those of our *own* are prepared at once, and say the type of each list; a user's are prepared when they come
@@ -152,30 +173,29 @@ class Wire:
         Raises:
             psycopg.ProgrammingError, psycopg.DataError: a parameter cannot be sent; nothing was.
         """
-        done: asyncio.Future[Answers] = self._loop.create_future()
         answers = Answers(self._converter)
+        sent = Sent(answers, self._loop)
         if not self.alive:
             answers.lost = True
             answers.error = self._farewell or psycopg.OperationalError("the connection is closed")
-            done.set_result(answers)
-            return done
+            sent.end()
+            return sent
         encoded = [self._encoded(sql, parameters, own) for sql, parameters in statements]
-        batch = _Batch(answers, done)
+        prepare_at = 1 if own else _PREPARE_AT
+        self._pending.append(sent)
         try:
             for key, values, formats in encoded:
-                self._send_one(batch, key, values, formats=formats, prepare_at=1 if own else _PREPARE_AT)
+                self._send_one(sent, key, values, formats=formats, prepare_at=prepare_at)
             self._pg.pipeline_sync()
         except psycopg.OperationalError as error:
-            self._pending.append(batch)
             self._break(error)
-            return done
-        self._pending.append(batch)
+            return sent
         self._flush()
-        return done
+        return sent
 
     async def run(self, *statements: Statement) -> Answers:
         """Send *statements* of our own and return what they came to."""
-        return await asyncio.shield(self.send(statements))
+        return await self.send(statements)
 
     async def quiet(self, *, patience: float, longest: float) -> bool:
         """Wait until all is answered, and say whether the connection survives. What runs longer than *patience* seconds
@@ -194,9 +214,9 @@ class Wire:
         self._break(psycopg.OperationalError("the connection was closed by this process"))
 
     async def _settled(self, longest: float) -> bool:
-        waiting = [batch.done for batch in self._pending if not batch.done.done()]
-        if waiting:
-            await asyncio.wait(waiting, timeout=longest)
+        if self._pending:
+            self._rest = self._rest or self._loop.create_future()
+            await asyncio.wait([self._rest], timeout=longest)
         return not self._pending
 
     def _encoded(
@@ -204,7 +224,7 @@ class Wire:
     ) -> tuple[_Key, Sequence[Any] | None, Sequence[Any] | None]:
         if not parameters:
             return (sql, ()), None, None
-        if own:
+        if own and list in map(type, parameters):
             parameters = [_own(value) for value in parameters]
         count = len(parameters)
         automatic = _AUTO.get(count)
@@ -215,7 +235,7 @@ class Wire:
 
     def _send_one(
         self,
-        batch: _Batch,
+        sent: Sent,
         key: _Key,
         values: Sequence[Any] | None,
         *,
@@ -228,16 +248,16 @@ class Wire:
             if len(self._prepared) >= _PREPARED_MAX:
                 oldest = self._prepared.pop(next(iter(self._prepared)))
                 pg.send_query_params(b"DEALLOCATE " + oldest, None)
-                batch.kinds.append(("", ()))
+                sent.kinds.append(("", ()))
             self._count += 1
             name = self._prepared[key] = b"tidewire_%d" % self._count
             pg.send_prepare(name, key[0].encode(), key[1] or None)
-            batch.kinds.append(key)
+            sent.kinds.append(key)
         if name is None:
             pg.send_query_params(key[0].encode(), values, key[1] or None, formats)
         else:
             pg.send_query_prepared(name, values, formats)
-        batch.kinds.append(None)
+        sent.kinds.append(None)
 
     def _is_to_prepare(self, key: _Key, prepare_at: int) -> bool:
         if prepare_at <= 1:
@@ -263,15 +283,16 @@ class Wire:
 
     def _readable(self) -> None:
         """Take what has come; called by the loop, also when the server closes an idle connection."""
+        pg, pending = self._pg, self._pending
         try:
-            self._pg.consume_input()
+            pg.consume_input()
             if self._writing:
                 self._flush()
-            while not self._pg.is_busy() and self._pending:
-                result = self._pg.get_result()
+            while pending and not pg.is_busy():
+                result = pg.get_result()
                 if result is not None:
-                    self._take(self._pending[0], result)
-                elif self._pg.status != ConnStatus.OK:
+                    self._take(pending[0], result)
+                elif pg.status != ConnStatus.OK:
                     raise psycopg.OperationalError("the server closed the connection")
         except psycopg.OperationalError as error:
             self._break(error)
@@ -281,15 +302,16 @@ class Wire:
         if notice.severity_nonlocalized == "FATAL" and notice.sqlstate:
             self._farewell = _error_of(notice.sqlstate, notice.message_primary or "")
 
-    def _take(self, batch: _Batch, result: PGresult) -> None:
-        status, answers = result.status, batch.answers
-        if status == ExecStatus.PIPELINE_SYNC:
+    def _take(self, sent: Sent, result: PGresult) -> None:
+        status, answers = result.status, sent.answers
+        if status == _SYNC:
             self._pending.popleft()
-            if not batch.done.done():
-                batch.done.set_result(answers)
+            sent.end()
+            if self._rest is not None and not self._pending:
+                self._rested()
             return
-        key = batch.kinds[batch.position] if batch.position < len(batch.kinds) else None
-        batch.position += 1
+        key = sent.kinds[sent.position] if sent.position < len(sent.kinds) else None
+        sent.position += 1
         if status in _FINE:
             if key is None:
                 answers.results.append(result)
@@ -313,13 +335,19 @@ class Wire:
         self._pg.finish()
         self._farewell = error = self._farewell or error
         while self._pending:
-            batch = self._pending.popleft()
-            batch.answers.lost = True
-            if batch.answers.error is None:
-                batch.answers.failed = len(batch.answers.results)
-                batch.answers.error = error
-            if not batch.done.done():
-                batch.done.set_result(batch.answers)
+            sent = self._pending.popleft()
+            sent.answers.lost = True
+            if sent.answers.error is None:
+                sent.answers.failed = len(sent.answers.results)
+                sent.answers.error = error
+            sent.end()
+        self._rested()
+
+    def _rested(self) -> None:
+        """Tell who waits for it that nothing is unanswered any more."""
+        rest, self._rest = self._rest, None
+        if rest is not None:
+            rest.set_result(None)
 
 
 def _own(value: Any) -> Any:

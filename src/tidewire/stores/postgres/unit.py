@@ -7,7 +7,8 @@ together at the seal: a failure among them makes the server skip the rest, COMMI
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -17,7 +18,7 @@ from tidewire.errors import AlreadyMarked, LaneFenced, StoreUnavailable, Transac
 from tidewire.kit.postgres.errors import PostgresErrors, is_rerun, is_server, is_too_slow
 from tidewire.kit.postgres.pool import PostgresPool
 from tidewire.kit.postgres.text import kept
-from tidewire.kit.postgres.wire import Answers, Statement, Wire
+from tidewire.kit.postgres.wire import Answers, Sent, Statement, Wire
 from tidewire.model import Guard
 from tidewire.protocols import Unit
 from tidewire.stores.postgres.events import Leaving
@@ -29,6 +30,16 @@ _BEGIN: Statement = ("BEGIN", ())
 _COMMIT: Statement = ("COMMIT", ())
 _ROLLBACK: Statement = ("ROLLBACK", ())
 _NO_LANE, _ABORTED = "22012", "25P02"
+
+
+class _Durable:
+    """What is durable already."""
+
+    def __await__(self) -> Generator[Any, None, None]:
+        yield from ()
+
+
+_DURABLE = _Durable()
 
 
 class Writing(Protocol):
@@ -130,14 +141,15 @@ class PostgresUnit:
 
     async def statements(self, statements: Sequence[Statement]) -> Answers:
         """Run the user's *statements*, sent together. Errors as `PostgresTx.execute` says."""
-        await self.begin()
+        if self._state != "open":
+            await self.begin()
         wire = self._wire
         assert wire is not None
         ahead = self._later if self._sent else [_BEGIN, *self._later]
         sent = wire.send([*ahead, *statements], own=False)
         self._sent, self._later = True, []
         try:
-            answers = await asyncio.shield(sent)
+            answers = await sent
         except asyncio.CancelledError:  # whether it succeeds is not known: it must not be committed unseen
             self._failure = self._failure or psycopg.errors.QueryCanceled("a statement was cancelled by its handler")
             raise
@@ -186,12 +198,13 @@ class PostgresUnit:
         self.check_open()
         if not (self._sent or self._later or self._leaving):
             self._end()
-            return _durable()
+            return _DURABLE
         if self._failure is not None:
             failure = self._failure
             await self.rollback()
             raise failure
-        await self.begin()
+        if self._state != "open":
+            await self.begin()
         wire = self._wire
         assert wire is not None
         batch = self._batch()
@@ -208,7 +221,7 @@ class PostgresUnit:
                 self.core.outbox.written(self._leaving, answers.rows(-1 - self._inserts))
             if interrupted:
                 raise asyncio.CancelledError
-            return _durable()
+            return _DURABLE
         reason = self._sealing_failed(answers, batch)
         await self._undo(wire)
         if interrupted:
@@ -320,17 +333,16 @@ class PostgresUnit:
             self._wire = None
 
 
-async def _to_the_end(wire: Wire, sent: asyncio.Future[Answers]) -> tuple[Answers, bool]:
+async def _to_the_end(wire: Wire, sent: Sent) -> tuple[Answers, bool]:
     """Wait for the answers even if we are cancelled, for a few seconds; then the connection is cut. True: we were."""
-    interrupted = False
-    while not sent.done():
-        try:
-            await asyncio.wait([sent], timeout=_CUT_AFTER if interrupted else None)
-            if interrupted and not sent.done():
-                wire.close()
-        except asyncio.CancelledError:
-            interrupted = True
-    return sent.result(), interrupted
+    with suppress(asyncio.CancelledError):
+        return await sent, False
+    cut = asyncio.get_running_loop().call_later(_CUT_AFTER, wire.close)
+    while not sent.answered:
+        with suppress(asyncio.CancelledError):
+            await sent
+    cut.cancel()
+    return sent.answers, True
 
 
 async def _quiet(wire: Wire) -> bool:
@@ -348,23 +360,17 @@ async def _quiet(wire: Wire) -> bool:
     return interrupted
 
 
-def own_unit(unit: Unit, core_of: Callable[[], Core]) -> PostgresUnit:
-    """Return *unit* as one of the store whose core that is.
+def own_unit(unit: Unit, core: Core | None) -> PostgresUnit:
+    """Return *unit* as one of the store whose *core* that is.
 
     Raises:
         TypeError: it is another store's: effect and mark in two databases are refused.
     """
-    inner = getattr(unit, "inner", unit)
-    if not isinstance(inner, PostgresUnit) or inner.core is not core_of():
+    inner = unit if type(unit) is PostgresUnit else getattr(unit, "inner", unit)
+    if not isinstance(inner, PostgresUnit) or inner.core is not core:
         raise TypeError(f"{type(unit).__name__} is not a unit of this store: effect and mark must share one database")
     return inner
 
 
 def _said(error: psycopg.Error) -> str:
     return f"{str(error).strip().partition(chr(10))[0]} ({error.sqlstate or 'no SQLSTATE'})"
-
-
-def _durable() -> Awaitable[None]:
-    done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    done.set_result(None)
-    return done
