@@ -138,7 +138,9 @@ class Workers:
 
     def wake(self) -> None:
         """Let one more worker look for work if there is any; while *saturated*, a little later."""
-        if self._waking or not self._schedule.has_ready or self._decider.halted():
+        if self._waking or not (self._idle or self._may_grow):  # whoever is busy looks for more by itself
+            return
+        if not self._schedule.has_ready or self._decider.halted():
             return
         if self._saturated():
             self._wake_soon()
@@ -149,10 +151,14 @@ class Workers:
                 wake.set_result(None)
                 self._waking = True
                 return
-        if len(self._all) < self._concurrency and self._tasks is not None:
+        if self._may_grow and self._tasks is not None:
             worker = Worker()
             self._all.append(worker)
             worker.task = taken_in(self._tasks, self._work(worker))
+
+    @property
+    def _may_grow(self) -> bool:
+        return len(self._all) < self._concurrency
 
     def _wake_soon(self) -> None:
         if self._later is None:

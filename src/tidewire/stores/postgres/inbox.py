@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from uuid import UUID
 
 from tidewire.errors import AlreadyMarked
 from tidewire.kit.postgres.text import kept
@@ -77,9 +76,10 @@ class PostgresInbox:
 
     async def mark(self, unit: Unit, mark: Mark, digest: bytes) -> None:
         """Insert the mark with the seal of *unit*; a committed one makes that `AlreadyMarked`."""
-        own = own_unit(unit, self._own_core)
+        own = own_unit(unit, self._core)
         own.check_open()
-        scope, event_id = await self.scope_of(mark), packed(mark.event_id)
+        key, event_id = _key(mark), packed(mark.event_id)
+        scope = self._scopes.get(key) or await self._made(key)
         if not own.mark(scope, event_id):
             raise AlreadyMarked(f"{mark.group}.{mark.handler}: event {mark.event_id} is marked in this unit already")
         own.later((self._mark, (scope, self._clock.now_us(), event_id, digest)))
@@ -87,8 +87,7 @@ class PostgresInbox:
     async def scope_of(self, mark: Mark) -> int:
         """Return the number of the mark's scope, made where it is missing."""
         key = _key(mark)
-        scope = self._scopes.get(key)
-        return await self._made(key) if scope is None else scope
+        return self._scopes.get(key) or await self._made(key)
 
     async def run_of(self, group: str) -> int:
         """Return the group's current run."""
@@ -103,10 +102,6 @@ class PostgresInbox:
     async def prune(self, before: int, limit: int) -> int:
         """Delete up to *limit* marks older than *before*; reads only what it deletes."""
         return (await self._access.run("pruning inbox marks", PLAN, (self._prune, (before, limit)))).count()
-
-    def _own_core(self) -> Core:
-        assert self._core is not None, "attached when the store was opened"
-        return self._core
 
     async def _scopes_of(self, keys: Iterable[Scope]) -> dict[Scope, int]:
         """Return the scopes of *keys* that there are, looking up those that this process does not know."""
@@ -142,11 +137,11 @@ def packed(event_id: str) -> bytes:
     """Return a UUID in its canonical form as 16 bytes, any other id as its text behind a byte; no two share a form."""
     if len(event_id) == 36:
         try:
-            uuid = UUID(event_id)
+            uuid = bytes.fromhex(event_id.replace("-", ""))
         except ValueError:
-            pass
-        else:
-            if str(uuid) == event_id:
-                return uuid.bytes
+            uuid = b""
+        digits = uuid.hex()
+        if f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}" == event_id:
+            return uuid
     text = event_id.encode()
     return b"::" + text if len(text) == 15 else b"=" + text

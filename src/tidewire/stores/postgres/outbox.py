@@ -79,10 +79,8 @@ class PostgresOutbox:
 
     async def put(self, unit: Unit, messages: Sequence[Message]) -> None:
         """Insert rows with the seal of *unit*, in order; in a caller's transaction at once."""
-        assert self._core is not None, "attached when the store was opened"
-        core = self._core
         if not isinstance(unit, CallersUnit):
-            own_unit(unit, lambda: core).leave(self.rows(messages))
+            own_unit(unit, self._core).leave(self.rows(messages))
             return
         rows = self.rows(messages)
         sql = await unit.handle.begun()

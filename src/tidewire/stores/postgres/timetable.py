@@ -58,10 +58,6 @@ class PostgresTimetable:
 
     async def advance(self, unit: Unit, name: str, *, owner: str, due: int, to: int) -> None:
         """Move on, in *unit*, whose transaction holds the row until it ends."""
-        own = own_unit(unit, self._own_core)
+        own = own_unit(unit, self._core)
         if not await own.rows(self._advance, (kept(name), kept(owner), due, to)):
             raise AlreadyMarked(f"the run of {name} at {due} is not {owner}'s")
-
-    def _own_core(self) -> Core:
-        assert self._core is not None, "attached when the store was opened"
-        return self._core
