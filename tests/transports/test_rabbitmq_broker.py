@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import timedelta
 from functools import wraps
 from itertools import count
@@ -16,7 +16,7 @@ from kafka_proxy import proxy
 from pamqp import commands as spec
 
 from tidewire.errors import TransportRefused, TransportUnavailable
-from tidewire.model import Delivery, GroupSpec, InboxChannel, Message, Subscription, Topic, TopicSpec
+from tidewire.model import DeadChannel, Delivery, GroupSpec, InboxChannel, Message, Subscription, Topic, TopicSpec
 from tidewire.protocols import Receiver
 from tidewire.testing.servers.processes import free_port
 from tidewire.testing.servers.rabbitmq import RabbitServer
@@ -142,6 +142,32 @@ async def test_what_waits_for_a_member_is_what_it_could_be_given(rabbitmq_server
                     pass
             await receiver.steer(pause=[f"{topic}/0"])
             assert 0 == await transport.lag("billing", [f"{topic}/0"])
+
+
+@on_a_loop
+async def test_everybody_who_looks_sees_all(rabbitmq_server: RabbitServer) -> None:
+    """Who looks at dead letters, or reads which topics there are, while others do too sees all of them in order; what
+    a look has left that broke off is cleared away."""
+    topic, url = fresh(), rabbitmq_server.url
+    numbers = [str(number).encode() for number in range(30)]
+    async with AsyncExitStack() as stack:
+        transport = await stack.enter_async_context(opened(url, topic))
+        letters = DeadChannel(topic, "billing")
+        await transport.publish([msgspec.structs.replace(event(topic, number), to=letters) for number in range(30)])
+        channel = await (await aiormq.connect(url)).channel()
+        left = spec.Basic.Properties(content_type="mark", headers={"tw-at": "left"})
+        await channel.basic_publish(b"", routing_key=f"{topic}.DEAD.billing", properties=left)
+        await channel.connection.close()
+        lookers = [await stack.enter_async_context(open_rabbit_transport(url)) for _ in range(6)]
+        for _ in range(5):
+            found = await asyncio.gather(*(one.browse(letters) for one in lookers))
+            assert [numbers] * 6 == [[one.message.body for one in page] for page in found]
+            topics = await asyncio.gather(*(one.topics() for one in lookers))
+            assert all(topic in {info.name for info in page} for page in topics)
+        assert numbers == [one.message.body for one in await transport.browse(letters)]
+        async with asyncio.timeout(30):
+            while (await transport.stats(topic, "billing")).dead != 30:  # what was looked at comes back a moment later
+                pass
 
 
 @on_a_loop

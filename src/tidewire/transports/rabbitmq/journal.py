@@ -31,7 +31,11 @@ class Journal:
     async def make(self, line: Line) -> None:
         """Create it."""
         async with line.a_pipe() as pipe:
-            arguments: ArgumentsType = {"x-queue-type": "quorum", "x-delivery-limit": _FOR_EVER}
+            arguments: ArgumentsType = {
+                "x-queue-type": "quorum",
+                "x-delivery-limit": _FOR_EVER,
+                "x-single-active-consumer": True,
+            }
             await line.ask(pipe.queue_declare(self._queue, durable=True, arguments=arguments))
 
     async def append(self, line: Line, record: bytes) -> None:

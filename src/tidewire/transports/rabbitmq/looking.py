@@ -1,4 +1,11 @@
-"""Reading all of a queue: it shows a message only by handing it out, so all are taken for a moment and given back."""
+"""Reading all of a queue: it shows a message only by handing it out, so all are taken for a moment and given back.
+
+Such a queue has a single active consumer: whoever comes second gets nothing before the first has given all back. That
+a consumer is exclusive would not do, since quorum queues let everybody in all the same.
+
+Who looks writes a mark behind the last message, to know when it has seen all, and acks each mark that it sees, also
+those of looks that broke off. So it may take away the mark of one who waits for its turn: that one writes another.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +13,22 @@ import asyncio
 from collections.abc import Callable
 
 from aiormq.abc import DeliveredMessage
-from aiormq.exceptions import ChannelAccessRefused
 
-from tidewire.errors import TransportRefused, TransportUnavailable
+from tidewire.errors import TransportUnavailable
 from tidewire.transports.rabbitmq.frames import Parcel, ack_frames, entry, properties
+from tidewire.transports.rabbitmq.library import on_end
 from tidewire.transports.rabbitmq.line import Line
-from tidewire.transports.rabbitmq.outlet import open_outlet
+from tidewire.transports.rabbitmq.outlet import Outlet, open_outlet
 from tidewire.transports.rabbitmq.wire import name_of
 
 __all__ = ["look_at"]
 
-_AGAIN = 0.02
 _SEEN_MAX = 65_535
 """More are not given to one who acks nothing: without saying so, RabbitMQ would stop at 2000."""
 _MARK = "mark"
-"""The content type of what a look writes behind the last message, to know when it has seen all."""
+"""The content type of a mark."""
+_SOON, _LATEST = 0.05, 2.0
+"""Seconds after which who has not seen its mark writes another: at first, and at last."""
 
 
 async def look_at(
@@ -33,47 +41,81 @@ async def look_at(
     *name* is one that nothing else has.
 
     Raises:
-        TransportUnavailable: somebody else has been looking for too long.
+        TransportUnavailable: somebody else has been looking for too long, or the connection is gone.
         TransportRefused: there is no such queue.
     """
-    for _ in range(int(seconds / _AGAIN) + 1):
-        found = await _look(line, queue, name=name, seconds=seconds, remove=remove)
-        if found is not None:
-            return found
-        await asyncio.sleep(_AGAIN)
-    raise TransportUnavailable(f"somebody else has been looking at {queue} for too long")
-
-
-async def _look(
-    line: Line, queue: str, *, name: str, seconds: float, remove: Callable[[DeliveredMessage], bool]
-) -> list[DeliveredMessage] | None:
-    """Look once; None if somebody else is looking."""
     outlet = await open_outlet(line)
-    taken: list[DeliveredMessage] = []
-    done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def take(message: DeliveredMessage) -> None:
-        taken.append(message)
-        if (name_of(message.header.properties) == name or len(taken) >= _SEEN_MAX) and not done.done():
-            done.set_result(None)
-
-    pipe = outlet.pipe
+    look = _Look(outlet, queue, name)
     try:
-        await line.ask(pipe.basic_qos(prefetch_count=_SEEN_MAX))
+        await line.ask(outlet.pipe.basic_qos(prefetch_count=_SEEN_MAX))
+        await line.ask(outlet.pipe.give(queue, look.take, tag="look"))
         try:
-            await line.ask(pipe.give(queue, take, tag="look", exclusive=True))
-        except TransportRefused as error:
-            if isinstance(error.__cause__, ChannelAccessRefused) and "exclusive" in str(error.__cause__):
-                return None
-            raise
-        mark = Parcel("", queue, properties(entry("tw-at", name.encode()), _MARK, ""), b"", name)
-        if await outlet.post([mark], seconds) != ["ack"]:
-            raise TransportUnavailable(f"{line.what}: {queue} takes nothing")
-        await line.ask(done)
-        marks = [one for one in taken if one.header.properties.content_type == _MARK and not one.body]
-        found = [one for one in taken if one not in marks]
+            async with asyncio.timeout(seconds):
+                await look.until_all_is_here(seconds)
+        except TimeoutError:
+            raise TransportUnavailable(f"somebody else has been looking at {queue} for too long") from None
+        marks = [one for one in look.taken if one.header.properties.content_type == _MARK and not one.body]
+        found = [one for one in look.taken if one not in marks]
         gone = [*marks, *(one for one in found if remove(one))]
-        line.write(ack_frames(pipe.number, 0, [one.delivery_tag or 0 for one in gone]))
+        line.write(ack_frames(outlet.pipe.number, 0, [one.delivery_tag or 0 for one in gone]))
         return found
     finally:
-        await line.close_pipe(pipe)  # which gives back what was not acked, and does so after the acks
+        await line.close_pipe(outlet.pipe)  # which gives back what was not acked, and does so after the acks
+
+
+class _Look:
+    """What was taken so far, and the mark that will be the last of it."""
+
+    def __init__(self, outlet: Outlet, queue: str, name: str) -> None:
+        self.taken: list[DeliveredMessage] = []
+        self._outlet = outlet
+        self._queue = queue
+        self._name = name
+        self._marks = 0
+        self._begun = asyncio.Event()
+        self._done = asyncio.Event()
+        on_end(outlet.pipe, self._ended)
+
+    def take(self, message: DeliveredMessage) -> None:
+        """Take what is given."""
+        self.taken.append(message)
+        self._begun.set()
+        if name_of(message.header.properties) == self._newest or len(self.taken) >= _SEEN_MAX:
+            self._done.set()
+
+    @property
+    def _newest(self) -> str:
+        return f"{self._name}-{self._marks}"
+
+    def _ended(self) -> None:
+        self._begun.set()
+        self._done.set()
+
+    async def until_all_is_here(self, seconds: float) -> None:
+        """Write marks, each when the one before may have been taken away, until the newest has come.
+
+        Raises:
+            TransportUnavailable: the connection is gone, or the queue takes nothing.
+        """
+        pause = _SOON
+        while not self._done.is_set():
+            ours = self._begun.is_set()  # it is our turn: what is written now comes to us
+            self._marks += 1
+            mark = properties(entry("tw-at", self._newest.encode()), _MARK, "")
+            if await self._outlet.post([Parcel("", self._queue, mark, b"", self._newest)], seconds) != ["ack"]:
+                raise TransportUnavailable(f"{self._outlet.line.what}: {self._queue} takes nothing")
+            if ours or await _within(self._begun, pause):
+                await _within(self._done, seconds if ours else _SOON)
+            pause = min(2 * pause, _LATEST)
+        if not self._outlet.is_open:
+            raise TransportUnavailable(f"{self._outlet.line.what}: the connection is gone")
+
+
+async def _within(event: asyncio.Event, seconds: float) -> bool:
+    """Whether *event* happens in so many *seconds*."""
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True

@@ -155,12 +155,12 @@ class Topology:
         }
         cap = entry.size_bytes_max
         lane: ArgumentsType = inbox if cap is None else {**inbox, "x-max-length-bytes": cap}
-        token: ArgumentsType = {**self._quorum(_FOR_EVER), "x-single-active-consumer": True}
-        found: list[tuple[str, ArgumentsType]] = [(dead, self._quorum(_FOR_EVER))]
+        single: ArgumentsType = {**self._quorum(_FOR_EVER), "x-single-active-consumer": True}
+        found: list[tuple[str, ArgumentsType]] = [(dead, single)]
         for number in range(entry.lanes):
             found.append((lane_queue(topic, group, number), lane))
             found.append((inbox_queue(topic, group, number), inbox))
-            found.append((token_queue(topic, group, number), token))
+            found.append((token_queue(topic, group, number), single))
         return found
 
     def _quorum(self, limit: int) -> ArgumentsType:
