@@ -217,6 +217,8 @@ def test_a_message_that_cannot_be_read_is_named_as_far_as_it_can_be() -> None:
         delivery({}, key="k"),
     )
     assert ("shop.order/3/1042", "till", "k") == (found.original.id, found.original.source, found.original.key)
+    found = read_plain(plain_topic(Plain(OrderPlaced, id=Body("no"), key=Body("k"))), delivery({"k": "l"}, key="k"))
+    assert ("", "shop.order", "l") == (found.original.id, found.original.source, found.original.key)
 
 
 @given(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from datetime import UTC, datetime
 
 import aiormq.exceptions
@@ -20,7 +21,7 @@ from tidewire.transports.rabbitmq.errors import FOREIGN, TABLE, translated
 from tidewire.transports.rabbitmq.frames import Parcel, ack_frames, publish_frames
 from tidewire.transports.rabbitmq.gossip import Circle, Word, heard
 from tidewire.transports.rabbitmq.lanes import Lane
-from tidewire.transports.rabbitmq.names import dead_queue, inbox_queue, lane_queue, token_queue
+from tidewire.transports.rabbitmq.names import dead_queue, inbox_queue, lane_of, lane_queue, token_queue
 from tidewire.transports.rabbitmq.settings import settings_of
 from tidewire.transports.rabbitmq.tokens import Note, Token
 from tidewire.transports.rabbitmq.wire import Read, message_properties, read_message
@@ -83,23 +84,35 @@ def test_attributes_travel_as_others_know_them() -> None:
 
 
 def test_a_message_of_somebody_else_is_read_whatever_it_holds() -> None:
-    """Attributes in each spelling, values of each type; bytes that are no text are kept beside."""
+    """Attributes in each spelling, values of each type, and properties where no header has their name; bytes that are
+    no text are kept beside."""
     when = datetime(2026, 1, 2, tzinfo=UTC)
     told = spec.Basic.Properties(
         timestamp=when,
         message_id="m",
+        correlation_id="c",
+        message_type="t",
+        app_id="till",
         headers={
             "cloudEvents:id": "1", "ce_type": "a.b", "ce-source": "s", "n": 5, "yes": True, "none": None, "at": when,
+            "app-id": "a header",
             "list": [1, "a"], "raw": b"\xff\xfe", "x-death": [{"count": 1}], "x-delivery-count": 3,
         },
     )  # fmt: skip
-    read = read_message(Topic("a"), told, b"x")
+    read = read_message(Topic("a"), told, b"x", routing_key="o-1")
     assert {
+        "message-id": "m", "correlation-id": "c", "type": "t", "app-id": "a header", "routing-key": "o-1",
         "ce-id": "1", "ce-type": "a.b", "ce-source": "s", "n": "5", "yes": "true", "none": "",
         "at": "2026-01-02T00:00:00Z", "list": '[1,"a"]',
     } == read.message.headers  # fmt: skip
     assert ({"raw": b"\xff\xfe"}, 3, "1", "s") == (read.foreign, read.count, read.message.id, read.message.source)
     assert 1_767_312_000_000_000 == read.stored_at
+
+
+@given(TEXTS, st.integers(1, 64))
+def test_the_lane_of_a_key_is_what_the_docs_say(key: str, lanes: int) -> None:
+    """A foreign producer may choose lanes as we do, by the CRC-32 of the key in UTF-8: it has to stay so."""
+    assert zlib.crc32(key.encode()) % lanes == lane_of(key, lanes)
 
 
 def test_what_waits_for_the_topic_in_the_inbox_comes_as_of_the_topic() -> None:

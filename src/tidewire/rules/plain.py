@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from hashlib import blake2b
 from typing import TypeAlias
@@ -228,10 +229,13 @@ class _Reading:
 
     def named_if_told(self) -> Message:
         """Return the message under its id, source and key, as far as they can be told."""
-        try:
-            return self._named()
-        except DecodeError:
-            return self._message
+        named = self._message
+        if self._is_named:
+            return named
+        for name, tell in (("id", self._id), ("source", self._source), ("key", self._key)):
+            with suppress(DecodeError):
+                named = msgspec.structs.replace(named, **{name: tell()})
+        return named
 
     def kind(self) -> str:
         """Return what says which event it is; nothing where there is only one."""
@@ -240,8 +244,7 @@ class _Reading:
     def _named(self) -> Message:
         if self._is_named:
             return self._message
-        key = self._message.key if self._plain.key is None else self._required(self._plain.key, "key")
-        return msgspec.structs.replace(self._message, id=self._id(), source=self._source(), key=key)
+        return msgspec.structs.replace(self._message, id=self._id(), source=self._source(), key=self._key())
 
     def _id(self) -> str:
         delivery, message = self._delivery, self._message
@@ -261,6 +264,9 @@ class _Reading:
     def _source(self) -> str:
         source = self._plain.source
         return (source or self._topic.topic) if isinstance(source, str) else self._required(source, "source")
+
+    def _key(self) -> str | None:
+        return self._message.key if self._plain.key is None else self._required(self._plain.key, "key")
 
     def _version(self, event: EventType) -> str:
         version = self._plain.version

@@ -341,7 +341,8 @@ class Member:
     def _came(self, lane: Lane, inbox: bool, message: DeliveredMessage) -> None:
         topic = Topic(lane.topic)
         to = InboxChannel(lane.topic, self.subscription.group) if inbox else topic
-        read = read_message(to, message.header.properties, message.body, topic=topic if inbox else None)
+        properties, said = message.header.properties, message.routing_key or ""
+        read = read_message(to, properties, message.body, topic=topic if inbox else None, routing_key=said)
         due = read.message.not_before
         far = due is not None and due - self._clock.now_us() >= TIER_LEAST_MS * 1000
         lane.arrived(message.delivery_tag or 0, read, inbox=inbox, far=far)

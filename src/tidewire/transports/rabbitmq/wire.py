@@ -5,6 +5,10 @@ travels too. What AMQP has no place for travels in headers of our own, which are
 publisher gave it away, and the name of this copy), ``tw-id``, ``tw-source`` and ``tw-key`` (where the event's own
 headers say something else), ``tw-due``, ``tw-spent`` (attempts of earlier copies), ``tw-topic`` (it was on its way to
 the topic, and is in a queue of the inbox channel only because it waits).
+
+A message without a ``tw-at`` is somebody else's. What it says by AMQP's own properties and by its routing key becomes
+headers of the message that is read: ``message-id``, ``correlation-id``, ``type``, ``app-id`` and ``routing-key``,
+unless it has a header of that name.
 """
 
 from __future__ import annotations
@@ -136,12 +140,16 @@ def name_of(found: spec.Basic.Properties) -> str:
     return at if isinstance(at, str) else ""
 
 
-def read_message(to: Address, found: spec.Basic.Properties, body: bytes, *, topic: Address | None = None) -> Read:
+def read_message(
+    to: Address, found: spec.Basic.Properties, body: bytes, *, topic: Address | None = None, routing_key: str = ""
+) -> Read:
     """Return what a message holds; *topic*: where it belongs if it only waited in *to*.
 
     Nothing in it can make this fail: values that are no text are kept as bytes.
     """
     table: Mapping[str, object] = found.headers or {}
+    if _AT not in table:
+        table = {**_said_outside(found, routing_key), **table}
     if found.content_type is not None:
         table = {**table, _TYPE: found.content_type}
     headers: dict[str, str] = {}
@@ -172,6 +180,18 @@ def read_message(to: Address, found: spec.Basic.Properties, body: bytes, *, topi
         _number(table.get(_DUE)),
     )
     return Read(message, foreign, name, count if type(count) is int else 0, _number(table.get(_SPENT)) or 0, stored_at)
+
+
+def _said_outside(found: spec.Basic.Properties, routing_key: str) -> dict[str, str]:
+    """Return what somebody else's message says by properties, as headers."""
+    said = {
+        "message-id": found.message_id,
+        "correlation-id": found.correlation_id,
+        "type": found.message_type,
+        "app-id": found.app_id,
+        "routing-key": routing_key,
+    }
+    return {name: value for name, value in said.items() if value}
 
 
 def _reading(wire_names: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
