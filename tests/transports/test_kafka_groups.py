@@ -7,9 +7,19 @@ from contextlib import AsyncExitStack
 from datetime import timedelta
 
 import pytest
+from confluent_kafka import Consumer
+from confluent_kafka.admin import (
+    AclBinding,
+    AclOperation,
+    AclPermissionType,
+    AdminClient,
+    ResourcePatternType,
+    ResourceType,
+)
+from kafka_server import USERS, KafkaServer
 from test_kafka_threads import name
 
-from tidewire.errors import TransportUnavailable
+from tidewire.errors import TransportRefused, TransportUnavailable
 from tidewire.model import GroupSpec, LaneEvent, Subscription, TopicSpec
 from tidewire.protocols import Receiver
 from tidewire.transports.kafka import open_kafka_transport
@@ -97,3 +107,54 @@ def test_two_live_members_of_one_name_are_refused(kafka_url: str) -> None:
             assert [] == [*await first.receive(0, SECOND / 10)]
 
     asyncio.run(scenario())
+
+
+async def refused(url: str, group: Group) -> None:
+    """Join at *url* and listen until the membership ends."""
+    wanted = Subscription(group.group, [group.topic], "m", ordering="key", prefetch=16, lease=6 * SECOND, grace=SECOND)
+    async with open_kafka_transport(url) as transport, transport.subscribe(wanted) as receiver:
+        while True:
+            await receiver.receive(1, SECOND)
+
+
+@pytest.mark.parametrize("protocol", ["consumer", "classic"])
+def test_who_may_not_read_as_a_group_hears_so(kafka_server: KafkaServer, protocol: str) -> None:
+    """A member that the broker does not let into its group ends with the group's name, and never waits in silence."""
+    group = Group(kafka_server.url, protocol)
+    place = (ResourceType.GROUP, group.group, ResourcePatternType.LITERAL)
+    binding = AclBinding(*place, "User:limited", "*", AclOperation.READ, AclPermissionType.DENY)
+    admin = AdminClient({"bootstrap.servers": kafka_server.address})
+    for future in admin.create_acls([binding]).values():
+        future.result(10.0)
+    limited = f"kafka://limited:{USERS['limited']}@127.0.0.1:{kafka_server.password_port}"
+
+    async def scenario() -> None:
+        async with open_kafka_transport(kafka_server.url) as transport:
+            await transport.provision([TopicSpec(group.topic, 1)], [GroupSpec(group.group, [group.topic])])
+        async with asyncio.timeout(30):
+            await refused(f"{limited}?sasl=PLAIN&tls=false&protocol={protocol}", group)
+
+    with pytest.raises(TransportRefused, match=group.group):
+        asyncio.run(scenario())
+
+
+def test_who_meets_a_group_of_another_kind_hears_so(kafka_server: KafkaServer) -> None:
+    """Where members share lanes by a way that ours do not know, ours end with a hint, and never wait in silence."""
+    group = Group(kafka_server.url, "classic")
+
+    async def scenario() -> None:
+        async with open_kafka_transport(group.url) as transport:
+            await transport.provision([TopicSpec(group.topic, 1)], [GroupSpec(group.group, [group.topic])])
+        settings = {"group.protocol": "classic", "partition.assignment.strategy": "range", "group.id": group.group}
+        stranger = Consumer({"bootstrap.servers": kafka_server.address, **settings})
+        try:
+            stranger.subscribe([group.topic])
+            while not stranger.assignment():
+                await asyncio.to_thread(stranger.poll, 0.1)
+            async with asyncio.timeout(30):
+                await refused(group.url, group)
+        finally:
+            await asyncio.to_thread(stranger.close)
+
+    with pytest.raises(TransportRefused, match="must all use the same protocol"):
+        asyncio.run(scenario())

@@ -43,7 +43,7 @@ _HINTS = {
     "_AUTO_OFFSET_RESET": "what the group had not settled is no longer retained",
     "OFFSET_OUT_OF_RANGE": "what the group had not settled is no longer retained",
 }
-_REFUSED = frozenset(_HINTS) - {"_RESOLVE", "UNKNOWN_TOPIC_ID"}
+_REFUSED = frozenset(_HINTS) - {"_RESOLVE", "UNKNOWN_TOPIC_ID", "GROUP_MAX_SIZE_REACHED"}
 _LOST = (
     *("ILLEGAL_GENERATION", "UNKNOWN_MEMBER_ID", "FENCED_MEMBER_EPOCH", "STALE_MEMBER_EPOCH", "REBALANCE_IN_PROGRESS"),
     *("FENCED_INSTANCE_ID", "_ASSIGNMENT_LOST", "_UNKNOWN_PARTITION", "_FENCED"),

@@ -33,7 +33,8 @@ _logger = logging.getLogger("tidewire.kafka")
 _POLL = 0.02
 _SECOND = 1_000_000_000
 _TRIES = 20
-_END = frozenset({"UNKNOWN_TOPIC_OR_PART", "TOPIC_AUTHORIZATION_FAILED", "_FATAL"})
+_TOPIC_GONE = frozenset({"UNKNOWN_TOPIC_OR_PART", "TOPIC_AUTHORIZATION_FAILED"})
+_SLEPT = "_MAX_POLL_EXCEEDED"  # the process stood still and was put out: lost lanes are told, and it joins again itself
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -157,10 +158,13 @@ class Member:
             self._tell(self._failed, translated(error, f"group {self._subscription.group}"))
 
     def _serve(self, consumer: Consumer, seconds: float) -> None:
-        """Let the client call back; what it says of topics that are gone, or of its own end, ends the membership."""
+        """Let the client call back. What it says of the group it has given up to mend: that ends the membership, and so
+        does a topic that is gone. What it says of partitions otherwise is nothing to us: somebody else reads them."""
         message = consumer.poll(seconds)
         error = None if message is None else message.error()
-        if error is None or code_of(error) not in _END:
+        if message is None or error is None or code_of(error) == _SLEPT:
+            return
+        if message.topic() is not None and code_of(error) not in _TOPIC_GONE:
             return
         if code_of(error) == "UNKNOWN_TOPIC_OR_PART" and not self._topic_is_gone(consumer):
             return
@@ -193,7 +197,7 @@ class Member:
                     break
                 self._bell.wait(_POLL * (1 + tries))
                 if not self._revoking:
-                    self._serve(consumer, 0.0)
+                    self._listen(consumer, commits)
                 continue
             for commit in commits:
                 lost = frozenset(lane for lane, epoch in commit.lanes.items() if self._owned.get(lane) != epoch)
@@ -210,6 +214,13 @@ class Member:
                 self._tell(commit.done, frozenset(commit.lanes))
             else:
                 self._tell(commit.done, translated(error, f"group {self._subscription.group}"))
+
+    def _listen(self, consumer: Consumer, commits: Sequence[Commit]) -> None:
+        try:
+            self._serve(consumer, 0.0)
+        except TransportError:
+            self._commits.extend(commits)  # given up with the rest
+            raise
 
     def _write(self, consumer: Consumer, entries: Sequence[Entry]) -> None:
         if not entries:
