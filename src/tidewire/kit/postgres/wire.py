@@ -288,7 +288,7 @@ class Wire:
             pg.consume_input()
             if self._writing:
                 self._flush()
-            while pending and not pg.is_busy():
+            while not pg.is_busy() and pending:  # asked first: that is what reads a farewell
                 result = pg.get_result()
                 if result is not None:
                     self._take(pending[0], result)
