@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     from tidewire.runtime.context import Context, SyncContext
     from tidewire.runtime.emitter import Emitter
     from tidewire.runtime.parts import Parts
+    from tidewire.runtime.probe import open_probe
     from tidewire.runtime.producer import Publisher, transaction
-    from tidewire.runtime.serve import Options, Running, open_publisher, running
+    from tidewire.runtime.serve import Options, Running, open_publisher, running, serve_until_signal
     from tidewire.runtime.service import Middleware, Service
     from tidewire.runtime.sync_producer import SyncPublisher
 
@@ -66,8 +67,10 @@ __all__ = [
     "TidewireError",
     "domain_event",
     "event",
+    "open_probe",
     "open_publisher",
     "running",
+    "serve_until_signal",
     "transaction",
     "upcast",
 ]
@@ -86,8 +89,9 @@ _HOMES = {
     "runtime.context": "Context SyncContext",
     "runtime.emitter": "Emitter",
     "runtime.parts": "Parts",
+    "runtime.probe": "open_probe",
     "runtime.producer": "Publisher transaction",
-    "runtime.serve": "Options Running open_publisher running",
+    "runtime.serve": "Options Running open_publisher running serve_until_signal",
     "runtime.service": "Middleware Service",
     "runtime.sync_producer": "SyncPublisher",
 }

@@ -8,9 +8,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from fastshop.events import OrderPlaced, PaymentTaken
 from fastshop.tables import Payment, engine_from_environment
-from tidewire import Context, Reject, Service
+from tidewire import Context, Reject, Service, serve_until_signal
 from tidewire.config import open_store_on, open_transport, settings_from
-from tidewire.runtime.serve import serve_until_signal
 
 billing = Service("fastshop")
 
