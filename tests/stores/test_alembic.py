@@ -17,6 +17,7 @@ from alembic.migration import MigrationContext
 from tidewire.config import open_store
 
 REVISION = """
+import json
 from pathlib import Path
 from alembic import op
 
@@ -24,9 +25,15 @@ revision, down_revision = "0001", None
 
 
 def upgrade():
-    for statement in Path(r"{sql}").read_text().split(";\\n"):
-        if statement.strip():
-            op.execute(statement)
+    for statement in json.loads(Path(r"{statements}").read_text())["statements"]:
+        op.execute(statement)
+"""
+BROKEN = """
+revision, down_revision = "0002", "0001"
+
+
+def upgrade():
+    raise ZeroDivisionError("the next migration fails")
 """
 ENVIRONMENT = """
 from alembic import context
@@ -49,16 +56,26 @@ def include_name(name: str | None, type_: str, parent_names: object) -> bool:
     return not (type_ == "table" and (name or "").startswith("tidewire_"))
 
 
+def tables(url: str) -> list[str]:
+    """Return the names of all tables that there are."""
+    engine = sqlalchemy.create_engine(url)
+    with engine.connect() as connection:
+        names = sqlalchemy.inspect(connection).get_table_names()
+    engine.dispose()
+    return names
+
+
 @pytest.mark.filterwarnings("ignore:Did not recognize type 'xid8'")  # SQLAlchemy looks at all tables at once
 def test_a_revision_makes_the_tables_and_autogenerate_leaves_them_alone(tmp_path: Path, postgresql_url: str) -> None:
-    """`tidewire store sql` is a migration, online and as printed SQL; what it makes is no difference to metadata."""
+    """`tidewire store sql` is a migration, online and as printed SQL; what it makes is no difference to metadata, and
+    goes with Alembic's transaction where a later one fails."""
     printed = subprocess.run(
-        [sys.executable, "-m", "tidewire.cli", "store", "sql", "--store", postgresql_url],
+        [sys.executable, "-m", "tidewire.cli", "store", "sql", "--json", "--store", postgresql_url],
         capture_output=True, text=True, check=True, cwd=tmp_path,
     ).stdout  # fmt: skip
-    (tmp_path / "tidewire.sql").write_text(printed)
+    (tmp_path / "tidewire.json").write_text(printed)
     (tmp_path / "versions").mkdir()
-    (tmp_path / "versions" / "0001.py").write_text(REVISION.replace("{sql}", str(tmp_path / "tidewire.sql")))
+    (tmp_path / "versions" / "0001.py").write_text(REVISION.replace("{statements}", str(tmp_path / "tidewire.json")))
     (tmp_path / "env.py").write_text(ENVIRONMENT)
     offline = (tmp_path / "offline.sql").open("w+")
     config = Config(output_buffer=offline)
@@ -70,6 +87,11 @@ def test_a_revision_makes_the_tables_and_autogenerate_leaves_them_alone(tmp_path
     offline.seek(0)
     assert "CREATE TABLE public.tidewire_outbox" in offline.read()
     offline.close()
+    (tmp_path / "versions" / "0002.py").write_text(BROKEN)
+    with pytest.raises(ZeroDivisionError):
+        command.upgrade(config, "head")
+    assert [] == tables(url)
+    (tmp_path / "versions" / "0002.py").unlink()
     command.upgrade(config, "head")
 
     async def opens() -> None:
@@ -77,9 +99,9 @@ def test_a_revision_makes_the_tables_and_autogenerate_leaves_them_alone(tmp_path
             pass
 
     asyncio.run(opens())
+    assert "tidewire_outbox" in tables(url)
     engine = sqlalchemy.create_engine(url)
     with engine.connect() as connection:
-        assert "tidewire_outbox" in sqlalchemy.inspect(connection).get_table_names()
         told = MigrationContext.configure(connection, opts={"include_name": include_name})
         assert [] == compare_metadata(told, sqlalchemy.MetaData())
     engine.dispose()
