@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from runtime_world import Opened, OrderPlaced, PageViewed, World
 
-from tidewire import Body, ConfigurationError, Context, Header, Plain, Position, Reject, Retry, Service
+from tidewire import Body, ConfigurationError, Context, Header, Plain, Position, Reject, Retry, Service, event
 from tidewire.model import GroupSpec, Message, Topic, TopicSpec
 from tidewire.rules.letters import redriven
 
@@ -87,11 +87,11 @@ def test_order_is_kept_by_the_key_inside_a_message(opened: Opened, structured: b
     failed: set[str] = set()
 
     @service.on(OrderPlaced, retry=FAST)
-    async def take(order: OrderPlaced) -> None:
+    async def take(order: OrderPlaced, context: Context) -> None:
         if order.number == 1 and order.order_id not in failed:
             failed.add(order.order_id)
             raise RuntimeError("at first")
-        seen[order.order_id].append(order.number)
+        seen[str(context.envelope.key)].append(order.number)
 
     def message(order: dict[str, object]) -> Message:
         if not structured:
@@ -108,6 +108,38 @@ def test_order_is_kept_by_the_key_inside_a_message(opened: Opened, structured: b
             async with world.running(service):
                 await world.until(lambda: world.observer.count("settled") == 15)
         assert {key: [1, 2, 3, 4, 5] for key in "abc"} == seen
+
+    asyncio.run(scenario())
+
+
+@event("shop.order.weighed", key="kilos")
+class OrderWeighed:
+    """Its key is no text."""
+
+    kilos: float
+
+
+def test_an_event_whose_own_key_is_no_text_is_a_dead_letter(opened: Opened) -> None:
+    """It is found by its id and says what was wrong, and the service goes on."""
+    service = Service("billing")
+    service.accept(Plain(OrderWeighed, id=Body("id")))
+
+    @service.on(OrderWeighed)
+    async def take(order: OrderWeighed) -> None: ...
+
+    async def scenario() -> None:
+        async with opened() as world:
+            await published(world, [plain(None, {"id": "1", "kilos": 1.5})])
+            async with world.running(service):
+                await world.until(lambda: world.observer.count("settled") == 1)
+            (letter,) = await world.dead("shop.order", "billing")
+            told = letter.message.headers
+            assert ("1", "undecodable", "shop.order.weighed") == (
+                letter.message.id,
+                told["dl-reason"],
+                told["dl-type"],
+            )
+            assert "not float" in told["dl-detail"]
 
     asyncio.run(scenario())
 

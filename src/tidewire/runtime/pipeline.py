@@ -156,16 +156,16 @@ class Pipeline:
         if route is not None and route.ordering == "key" and event.key is None:
             try:
                 key = _own_key(route, event)
-            except ConfigurationError as error:  # a key that is no text
+            except ConfigurationError as error:
                 work.verdict = DeadLetter(Reason.UNDECODABLE, error.message)
-                return None
+                key = None
             if key is not None:
                 headers = {**event.headers, "ce-partitionkey": key}
                 event = msgspec.structs.replace(event, key=key, headers=headers)
                 original = msgspec.structs.replace(original, key=key)
         work.delivery = msgspec.structs.replace(delivery, message=event)
         work.original = msgspec.structs.replace(delivery, message=original)
-        return route
+        return None if work.verdict is not None else route
 
     async def _drop_known(self, store: Store, asked: Sequence[tuple[Work, Bound]]) -> None:
         marks = [self._mark(work.delivery.message, bound) for work, bound in asked]
@@ -384,7 +384,11 @@ def _unknown_version(route: Route, message: Message) -> DeadLetter:
 
 
 def _own_key(route: Route, message: Message) -> str | None:
-    """Return the key that the event itself says; None too where it cannot be read, which is told when it is to run."""
+    """Return the key that the event itself says; None too where it cannot be read, which is told when it is to run.
+
+    Raises:
+        ConfigurationError: the key is no text, number, UUID or enum.
+    """
     decode = route.decoders.get(message.headers["ce-schemaversion"])
     try:
         return None if decode is None else route.handlers[0].handler.event.key_of(decode(message.body))
