@@ -304,7 +304,8 @@ class Consumer:
             self._settler.move(work, ran.messages)
         else:
             self._settler.ack(work)
-            self.confirmed(work)
+            self._outage.forget()
+            self._schedule.free(work)  # what may start now is taken by the worker that has just ended this one
 
     async def not_handled(self, work: Work, ran: Ran) -> None:
         """Its handlers failed, it cannot be read, or something is down: decide what becomes of it."""
