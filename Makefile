@@ -14,7 +14,7 @@ START ?= 0
 STAMPS := .venv/stamps
 INSTALL := PYTHON="$(PYTHON)" scripts/install.sh
 
-.PHONY: help install demo test check simulate replays crashes conformance format bench faults docs clean planted services-up services-down
+.PHONY: help install demo test check simulate replays crashes conformance format bench faults docs clean planted rabbitmq-four services-up services-down
 
 help: ## show this list
 	@printf 'make TARGET, where TARGET is one of\n\n'
@@ -66,6 +66,9 @@ services-up: $(STAMPS)/test ## start private servers for tests and benchmarks; w
 
 services-down: $(STAMPS)/test ## stop what services-up started
 	@failed=0; for name in rabbitmq kafka postgres; do .venv/bin/python scripts/$${name}_server.py down || failed=1; done; exit $$failed
+
+rabbitmq-four: $(STAMPS)/dev ## RabbitMQ 4 as Debian 13 has it, in build/rabbitmq-4, for tests by TIDEWIRE_RABBITMQ_ROOT
+	scripts/rabbitmq_four.sh
 
 docs: $(STAMPS)/docs ## the docs site, whole and offline, in build/site
 	rm -rf build/site .cache

@@ -12,6 +12,7 @@ import itertools
 import os
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import kafka_server as kafka
@@ -97,10 +98,14 @@ def kafka_url(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def rabbitmq_server() -> Iterator[rabbitmq.RabbitServer]:
-    """A private RabbitMQ, with TLS, that tests may kill, pause and restart; skips where none can be had."""
+    """A private RabbitMQ, with TLS, that tests may kill, pause and restart; skips where none can be had.
+
+    It is the installed one, or that under ``TIDEWIRE_RABBITMQ_ROOT``.
+    """
+    root = Path(os.environ.get("TIDEWIRE_RABBITMQ_ROOT", "/"))
     with contextlib.ExitStack() as stack:
         try:
-            server = stack.enter_context(rabbitmq.private_rabbit(tls=True))
+            server = stack.enter_context(rabbitmq.private_rabbit(tls=True, root=root))
         except rabbitmq.NoServer as error:
             pytest.skip(f"not proven: needs a RabbitMQ server: {error}")
         yield server

@@ -29,7 +29,7 @@ from tidewire.transports.rabbitmq.wire import Read, message_properties, read_mes
 NAME = "1700000000000000.abc"
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 HEADERS = st.dictionaries(
-    TEXTS | st.sampled_from(["ce-id", "ce-type", "content-type", "x-death", "CC", "tw-at", "ce_id", "cloudEvents_id"]),
+    TEXTS | st.sampled_from(["ce-id", "ce-type", "content-type", "x-death", "timestamp_in_ms", "CC", "tw-at", "ce_id", "cloudEvents_id"]),
     TEXTS,
     max_size=8,
 )
@@ -97,6 +97,7 @@ def test_a_message_of_somebody_else_is_read_whatever_it_holds() -> None:
             "cloudEvents:id": "1", "ce_type": "a.b", "ce-source": "s", "n": 5, "yes": True, "none": None, "at": when,
             "app-id": "a header",
             "list": [1, "a"], "raw": b"\xff\xfe", "x-death": [{"count": 1}], "x-delivery-count": 3,
+            "x-acquired-count": 4, "x-routed-by": "rabbit@one", "timestamp_in_ms": 1_767_312_000_000,
         },
     )  # fmt: skip
     read = read_message(Topic("a"), told, b"x", routing_key="o-1")

@@ -33,7 +33,7 @@ _READY_MAX = 120.0
 _CONTROL_MAX = 60.0
 _FREE_MIN = "50MB"
 _FREE_NEVER = "1000000GB"
-_DEBIAN = Path("/usr/lib/rabbitmq/bin")
+_DEBIAN = "usr/lib/rabbitmq/bin"
 LIMITED = ("limited", "limited-secret")
 """Name and password of a user who may log in, and do nothing else."""
 # Erlang's port mapper would outlive the node that starts it. As a child of the shell, which becomes the node, it ends
@@ -45,13 +45,14 @@ _START = 'setpriv --pdeathsig KILL "$1" -port "$ERL_EPMD_PORT" -address 127.0.0.
 class RabbitServer:
     """One node in *folder*. *settings* go into its ``rabbitmq.conf``; with *tls* it has a second listener.
 
+    *root*: where the packages lie that bring its programs, unpacked as Debian's are; installed ones lie under ``/``.
     It listens on 127.0.0.1 alone, as do its helpers. Its user ``worker`` may do everything; the other is `LIMITED`.
     """
 
     folder: Path
     settings: Mapping[str, str] = field(default_factory=dict[str, str])
     tls: bool = False
-    programs: Path = field(default_factory=lambda: _find_programs())
+    root: Path = Path("/")
     port: int = field(default_factory=free_port)
     tls_port: int = field(default_factory=free_port)
     node_port: int = field(default_factory=free_port)
@@ -115,14 +116,15 @@ class RabbitServer:
         Raises:
             NoServer: it did not start; its log is in the text.
         """
-        mapper = shutil.which("epmd")
+        environment, programs = self._environment(), self._programs()
+        mapper = shutil.which("epmd", path=environment["PATH"])
         if mapper is None or shutil.which("setpriv") is None:
             raise NoServer("RabbitMQ needs `epmd` of Erlang and `setpriv` of util-linux on PATH")
         self._process = launched(
-            ["sh", "-c", _START, "sh", mapper, str(self.programs / "rabbitmq-server")],
+            ["sh", "-c", _START, "sh", mapper, str(programs / "rabbitmq-server")],
             self.folder,
             end_by=None if outlives else signal.SIGKILL,
-            environment=self._environment(),
+            environment=environment,
         )
         wait_until_ready(self._process, self._answers, name="RabbitMQ", folder=self.folder, seconds=_READY_MAX)
 
@@ -162,7 +164,7 @@ class RabbitServer:
             RuntimeError: it failed; what it said is in the text.
         """
         done = subprocess.run(  # noqa: S603 - a program beside that server
-            [str(self.programs / "rabbitmqctl"), "--quiet", *arguments],
+            [str(self._programs() / "rabbitmqctl"), "--quiet", *arguments],
             cwd=self.folder,
             capture_output=True,
             text=True,
@@ -179,12 +181,27 @@ class RabbitServer:
         self.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def _programs(self) -> Path:
+        """Return the folder with `rabbitmq-server` and `rabbitmqctl`.
+
+        On Debian those on PATH become the user ``rabbitmq``, or refuse to run; the ones behind them run as we do.
+
+        Raises:
+            NoServer: they are not installed.
+        """
+        on_path = shutil.which("rabbitmq-server") if self.root == Path("/") else None
+        for folder in (self.root / _DEBIAN, *([Path(on_path).resolve().parent] if on_path else [])):
+            if (folder / "rabbitmq-server").exists() and (folder / "rabbitmqctl").exists():
+                return folder
+        raise NoServer("RabbitMQ is not installed: apt-get install rabbitmq-server")
+
     def _environment(self) -> dict[str, str]:
         """Return our environment with nothing of another RabbitMQ in it: what this one has is in its folder."""
         foreign = ("RABBITMQ_", "ERL_", "XDG_", "NOTIFY_SOCKET")
         own = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
         return own | {
             "HOME": str(self.folder),  # for Erlang's cookie
+            "PATH": os.pathsep.join([str(self.root / "usr/lib/erlang/bin"), own.get("PATH", os.defpath)]),
             "LC_ALL": "C.UTF-8",
             "ERL_EPMD_ADDRESS": "127.0.0.1",
             "ERL_EPMD_PORT": str(self.mapper_port),
@@ -246,26 +263,14 @@ class RabbitServer:
 _RIGHTS = ("configure", "write", "read")
 
 
-def _find_programs() -> Path:
-    """Return the folder with `rabbitmq-server` and `rabbitmqctl`.
-
-    On Debian those on PATH become the user ``rabbitmq``, or refuse to run; the ones behind them run as we do.
-
-    Raises:
-        NoServer: they are not installed.
-    """
-    on_path = shutil.which("rabbitmq-server")
-    for folder in (_DEBIAN, *([Path(on_path).resolve().parent] if on_path else [])):
-        if (folder / "rabbitmq-server").exists() and (folder / "rabbitmqctl").exists():
-            return folder
-    raise NoServer("RabbitMQ is not installed: apt-get install rabbitmq-server")
-
-
 @contextlib.contextmanager
-def private_rabbit(*, tls: bool = False, **settings: str) -> Generator[RabbitServer]:
-    """Yield a running node in a temporary folder, and remove it. *settings* with ``__`` for ``.``."""
+def private_rabbit(*, tls: bool = False, root: Path = Path("/"), **settings: str) -> Generator[RabbitServer]:
+    """Yield a running node in a temporary folder, and remove it. *settings* with ``__`` for ``.``.
+
+    *root* as for `RabbitServer`: of a RabbitMQ that is not installed.
+    """
     dotted = {name.replace("__", "."): value for name, value in settings.items()}
-    server = started("rabbitmq", lambda folder: RabbitServer(folder, dotted, tls))
+    server = started("rabbitmq", lambda folder: RabbitServer(folder, dotted, tls, root.absolute()))
     try:
         yield server
     finally:

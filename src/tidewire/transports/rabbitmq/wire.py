@@ -33,6 +33,7 @@ _OURS = frozenset({_AT, _ID, _SOURCE, _KEY, _KEYLESS, _DUE, _SPENT, _TOPIC, _ORD
 _QUOTED = "tw-h-"
 _BROKERS = (
     *("x-death", "x-first-death", "x-last-death", "x-delivery-", "x-acquired-", "x-opt-", "x-stream-", "x-received-"),
+    *("x-routed-by", "timestamp_in_ms"),  # of its interceptors
 )
 _QUOTE = ("cloudEvents", "ce_", _QUOTED, *_BROKERS)
 _READ_AS_OURS = ("cloudEvents_", "cloudEvents:", "ce-", "ce_")
