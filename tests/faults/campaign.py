@@ -38,6 +38,7 @@ CAMPAIGNS = {
     "power-loss": Campaign("power_loss", "power-loss states", 100_000),
     "kills": Campaign("kills", "kills", 10_000),
     "storms": Campaign("kafka_storm", "brokers killed", 1_000),
+    "rabbitmq-storms": Campaign("rabbitmq_storm", "brokers killed", 200),
     "relays": Campaign("relay_fleet", "events relayed by a fleet", 100_000),
     "outbox": Campaign("outbox_rounds", "rows committed out of order", 1_000_000),
     "hostile": Campaign("hostile", "hostile messages", 100_000),

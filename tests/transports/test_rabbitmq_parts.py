@@ -29,7 +29,10 @@ from tidewire.transports.rabbitmq.wire import Read, message_properties, read_mes
 NAME = "1700000000000000.abc"
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 HEADERS = st.dictionaries(
-    TEXTS | st.sampled_from(["ce-id", "ce-type", "content-type", "x-death", "timestamp_in_ms", "CC", "tw-at", "ce_id", "cloudEvents_id"]),
+    TEXTS
+    | st.sampled_from(
+        ["ce-id", "ce-type", "content-type", "x-death", "timestamp_in_ms", "CC", "tw-at", "ce_id", "cloudEvents_id"]
+    ),
     TEXTS,
     max_size=8,
 )
