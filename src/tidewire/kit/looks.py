@@ -45,7 +45,8 @@ class Identified(Protocol):
     """A broker that can say which one it is, whatever the URL that it was opened with."""
 
     async def identity(self) -> str:
-        """Return what is the same for all who have this broker open, and differs for any other.
+        """Return what is the same for all who have this broker open, and differs for any other; nothing where it has
+        no name.
 
         Raises:
             TransportUnavailable, TransportRefused: it cannot be asked.

@@ -199,6 +199,12 @@ class Asker:
 
         return await self._ask(ask, self.settings.what)
 
+    async def cluster(self) -> str:
+        """Return the id that all brokers of the cluster give, or nothing."""
+        return await self._ask(
+            lambda admin: str(admin.list_topics(timeout=self.settings.timeout).cluster_id or ""), self.settings.what
+        )
+
     async def missing(self, names: Sequence[str]) -> list[str]:
         """Return those of *names* that the broker says are not there."""
 

@@ -87,6 +87,12 @@ class KafkaTransport(KafkaInspector):
         configs = await self._names.asker.configs(list(lanes))
         return [TopicSpec(name, lanes[name], retention_of(config)) for name, config in configs.items()]
 
+    async def identity(self) -> str:
+        """Name the cluster by its own id; see `tidewire.kit.looks.Identified`."""
+        self._check_open()
+        cluster = await self._names.asker.cluster()
+        return f"kafka:{cluster}" if cluster else ""
+
     async def publish(self, messages: Sequence[Message]) -> Sequence[Receipt]:
         """Hand all of *messages* over at once, and wait until each is acknowledged by every replica in sync."""
         self._check_open()

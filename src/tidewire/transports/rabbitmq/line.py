@@ -54,6 +54,12 @@ class Line:
         return tuple(int(part) for part in parts if part.isdigit())
 
     @property
+    def cluster(self) -> str:
+        """The name that all nodes of the cluster give, or nothing."""
+        name = self._connection.server_properties.get("cluster_name")
+        return name if isinstance(name, str) else ""
+
+    @property
     def body_max(self) -> int:
         """How many bytes of a body fit into a frame."""
         return (self._connection.connection_tune.frame_max or 131_072) - 8

@@ -7,6 +7,7 @@ import os
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
+from urllib.parse import quote
 
 from tidewire.chance import Ids, UUID7Ids
 from tidewire.clock import SystemClock
@@ -64,6 +65,12 @@ class RabbitTransport(RabbitInspector):
         self._check_open()
         check_specs(topics, groups)
         return await self._topology.provision(topics, groups, dry_run=dry_run)
+
+    async def identity(self) -> str:
+        """Name the cluster and the virtual host; see `tidewire.kit.looks.Identified`."""
+        self._check_open()
+        cluster = (await self._desk.line()).cluster
+        return f"rabbitmq:{cluster}{quote(self._settings.vhost)}" if cluster else ""
 
     async def publish(self, messages: Sequence[Message]) -> Sequence[Receipt]:
         """Publish *messages*, mandatory, and wait until each is confirmed by a majority of its queue's replicas."""
