@@ -35,6 +35,7 @@ _ROWS_MAX, _FLIGHTS_MAX = 2_048, 16
 _REFUSALS_MAX = 5
 _AHEAD_MAX, _BEHIND_MAX = 4, 64
 _LEAST = timedelta(milliseconds=1)
+_BREATH_MAX = 0.005
 
 
 class Relay:
@@ -176,9 +177,13 @@ class Relay:
             return
         longest = await self._cleaner.clean() or self._lease_for / 4
         self._moved.clear()
+        began = self._now()
         await self._send(flights)
+        took = self._now() - began
         if not self._traffic.rows:
             self._outages = 0
+        if not self._left_over:  # to look costs the store the same for one row as for many: it gets as long a rest
+            await self._pause(min(took, _BREATH_MAX))
         rests = self._traffic.resting(self._now())
         # Never no time at all: of what ends within less than the clocks can tell, only time makes an end.
         await self._wait(max(_LEAST, longest if rests is None else min(longest, timedelta(seconds=rests))))
@@ -337,6 +342,8 @@ class Relay:
         await self._pause(delay.total_seconds())
 
     async def _pause(self, seconds: float) -> None:
+        if seconds <= 0.0:
+            return
         try:
             async with asyncio.timeout(seconds):
                 await self._stopping.wait()
