@@ -11,7 +11,7 @@ from typing import Any
 import asyncpg
 import pytest
 from sqlalchemy import Engine, create_engine, text
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
@@ -220,6 +220,32 @@ def test_an_error_that_was_caught_is_named(postgresql_url: str, awaited: bool, g
         assert ([], []) == (sold, await sacks(engine))
         name = "UniqueViolationError" if awaited else "UniqueViolation"
         assert f"TransactionAborted: the handler caught {name} (23505) and went on" in why
+        await engine.dispose()
+
+    asyncio.run(scenario())
+
+
+def test_a_conflict_that_was_caught_runs_again(postgresql_url: str) -> None:
+    """A serialization failure is nobody's failure, also where the handler has caught it: the event runs again, and is
+    no dead letter although it has one attempt."""
+    asyncio.run(made(postgresql_url))
+    mill = Service("mill")
+    runs: list[str] = []
+
+    @mill.on(SackFilled, retry=ONCE)
+    async def grind(filled: SackFilled, context: Context[AsyncSession]) -> FlourSold:
+        runs.append(filled.sack)
+        if len(runs) == 1:
+            with contextlib.suppress(DBAPIError):
+                await context.tx.execute(text("DO $$ BEGIN RAISE EXCEPTION 'lost' USING ERRCODE = '40001'; END $$"))
+        else:
+            context.tx.add(Flour(sack=filled.sack))
+        return FlourSold(filled.sack)
+
+    async def scenario() -> None:
+        engine = async_engine(postgresql_url)
+        sold, dead = await handled(mill, engine, SackFilled("a"))
+        assert (["a"], [], ["a"], 2) == (sold, dead, await sacks(engine), len(runs))
         await engine.dispose()
 
     asyncio.run(scenario())

@@ -59,7 +59,7 @@ def meant(failed: Callable[[], BaseException | None] = lambda: None) -> Generato
         meaning = typed(error, earlier)
         if meaning is error:
             raise
-        raise meaning from (earlier if isinstance(meaning, TransactionAborted) and earlier is not None else error)
+        raise meaning from (earlier if is_consequence(error) and earlier is not None else error)
 
 
 def is_consequence(error: BaseException) -> bool:
@@ -67,9 +67,12 @@ def is_consequence(error: BaseException) -> bool:
     return any(_state(one) == _ABORTED for one in _chain(error))
 
 
-def _aborted(earlier: BaseException | None) -> TransactionAborted:
+def _aborted(earlier: BaseException | None) -> BaseException:
     what = "an error of the database"
     if earlier is not None:
+        meaning = typed(earlier)
+        if meaning is not earlier:
+            return meaning  # a conflict, or a server that is away, is nobody's failure, caught or not
         *_, innermost = (earlier, *_chain(earlier))
         what = f"{type(innermost).__name__} ({_state(innermost) or 'no SQLSTATE'})"
     return TransactionAborted(
