@@ -83,3 +83,17 @@ def test_every_accepted_order_is_paid_once(request: pytest.FixtureRequest, tmp_p
             assert 202 == client.post("/orders", json={"order_id": f"o-{number}", "total": "9.90"}).status_code
         with started(environment, *billed):
             until(client, orders=30, payments=30, paid=30)
+
+
+def test_a_relay_makes_no_broker_by_itself(tmp_path: Path) -> None:
+    """A misspelt broker is refused by `manage.py tidewire relay`, and no file is made of it."""
+    database, broker = (f"sqlite:///{tmp_path / name}" for name in ("shop.db", "bro.db"))
+    environment = {"SHOP_DATABASE": database, "SHOP_BROKER": broker}
+    for act, code in (("upgrade", 0), ("relay", 1)):
+        done = subprocess.run(
+            [sys.executable, str(HOME / "manage.py"), "tidewire", act],
+            env={**os.environ, **environment}, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert code == done.returncode, done.stderr
+    assert "there is no broker file" in done.stderr
+    assert not (tmp_path / "bro.db").exists()
