@@ -88,11 +88,12 @@ class Feed:
         fresh, progress, out = self.fresh, self.progress, self.out
         if progress.marks or progress.crashes:
             return
-        end, settled = min(progress.ceiling, progress.low + WINDOW), progress.settled
+        low, settled = progress.low, progress.settled
+        end = min(progress.ceiling, low + WINDOW)
         while fresh and len(taken) < most:
             offset, delivery = fresh[0]
             message = delivery.message
-            if offset >= end or offset in settled or message.not_before is not None:
+            if not low <= offset < end or offset in settled or message.not_before is not None:
                 break
             fresh.popleft()
             self.bytes -= len(message.body)
