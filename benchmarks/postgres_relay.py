@@ -93,7 +93,7 @@ async def _pair(url: str, opened: Opened, count: int) -> tuple[Sample, Sample]:
             async with opened(Path(directory)) as transport:
 
                 async def work() -> None:
-                    assert await relay_once(store, transport, owner="bench", longest=_LONGEST) == 0
+                    assert await relay_once(store, transport, owner="bench", longest=_LONGEST, provision=True) == 0
 
                 await _fill(store, messages)  # nobody has a lease: nothing of it is in memory
                 ours = await counted(count, work)

@@ -58,7 +58,7 @@ async def _drain(opened: Opened, count: int) -> Sample:
         async with open_sqlite_store(path / "store.db") as store, opened(path) as transport:
 
             async def work() -> None:
-                assert await relay_once(store, transport, owner="bench", longest=_LONGEST) == 0
+                assert await relay_once(store, transport, owner="bench", longest=_LONGEST, provision=True) == 0
 
             return await counted(count, work)
 
