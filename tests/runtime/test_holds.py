@@ -11,7 +11,7 @@ from runtime_world import Opened, OrderPlaced
 
 from tidewire import Context, Options, Reject, Retry, Service
 from tidewire.clock import SystemClock
-from tidewire.model import DeadLetter, Delivery, Message, Reason, Topic
+from tidewire.model import DeadLetter, Delivery, InboxChannel, Message, Reason, Topic
 from tidewire.rules.letters import EDITED_FROM, discarded, redriven
 from tidewire.runtime.holds import Holds
 from tidewire.runtime.work import Work
@@ -258,7 +258,8 @@ def test_what_follows_a_late_head_comes_back_a_little_later() -> None:
 
 
 def test_a_member_without_lanes_learns_what_others_hold() -> None:
-    """Where any member may be given any key, what another has noted is known before it runs (seed 55 on sqs)."""
+    """Where any member may be given any key, what another has noted is known before it runs (seed 55 on sqs); where
+    members have lanes, with what comes back through the inbox channel, which a foreign producer's key may not share."""
 
     async def scenario() -> None:
         store = MemoryStore(SystemClock())
@@ -269,7 +270,10 @@ def test_a_member_without_lanes_learns_what_others_hold() -> None:
         work = Work(Delivery(message, "shop.order/0", 1, 1), ("shop.order/0", "a"))
         await one.note(work, "inbox", 1)
         for holds in (alone, sharing):
-            await holds.refresh()
+            await holds.refresh([work])
         assert [False, True] == [holds.holds(work) for holds in (alone, sharing)]
+        back = msgspec.structs.replace(message, to=InboxChannel("shop.order", "billing"))
+        await alone.refresh([Work(msgspec.structs.replace(work.delivery, message=back), work.key)])
+        assert alone.holds(work)
 
     asyncio.run(scenario())

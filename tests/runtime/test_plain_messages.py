@@ -24,6 +24,15 @@ def plain(key: str | None, body: object, **headers: str) -> Message:
     return Message(Topic("shop.order"), "", "", key, headers, raw)
 
 
+def said(key: str | None, order: dict[str, object], *, structured: bool) -> Message:
+    """Return *order* as a plain message, or as a structured CloudEvent that names its key itself."""
+    if not structured:
+        return plain(key, order)
+    attributes = {"specversion": "1.0", "id": order["id"], "source": "till", "type": "shop.order.placed"}
+    document = {**attributes, "partitionkey": order["order_id"], "data": order}
+    return plain(key, document, **{"content-type": "application/cloudevents+json"})
+
+
 async def published(world: World, messages: Sequence[Message]) -> None:
     topic = TopicSpec("shop.order", lanes=world.options.lanes)
     await world.transport.provision([topic], [GroupSpec("billing", ["shop.order"])])
@@ -93,18 +102,11 @@ def test_order_is_kept_by_the_key_inside_a_message(opened: Opened, structured: b
             raise RuntimeError("at first")
         seen[str(context.envelope.key)].append(order.number)
 
-    def message(order: dict[str, object]) -> Message:
-        if not structured:
-            return plain(None, order)
-        attributes = {"specversion": "1.0", "id": order["id"], "source": "till", "type": "shop.order.placed"}
-        document = {**attributes, "partitionkey": order["order_id"], "data": order}
-        return plain(None, document, **{"content-type": "application/cloudevents+json"})
-
     async def scenario() -> None:
         async with opened() as world:
             world.options = msgspec.structs.replace(world.options, lanes=1)
             orders = [{"id": f"{key}{n}", "order_id": key, "number": n} for n in range(1, 6) for key in "abc"]
-            await published(world, [message(order) for order in orders])
+            await published(world, [said(None, order, structured=structured) for order in orders])
             async with world.running(service):
                 await world.until(lambda: world.observer.count("settled") == 15)
         assert {key: [1, 2, 3, 4, 5] for key in "abc"} == seen
@@ -212,7 +214,8 @@ def test_a_dead_letter_holds_its_key_and_comes_back_as_the_same_event(opened: Op
     asyncio.run(scenario())
 
 
-def test_a_key_in_a_foreign_lane_keeps_its_order_over_the_inbox_channel(opened: Opened) -> None:
+@pytest.mark.parametrize("structured", [False, True])
+def test_a_key_in_a_foreign_lane_keeps_its_order_over_the_inbox_channel(opened: Opened, structured: bool) -> None:
     """A producer may choose lanes in its own way. What waits goes through the lane of ours, perhaps to another member,
     and what follows it waits for it all the same; afterwards the key is free."""
     seen = defaultdict[str, list[int]](list)
@@ -221,7 +224,8 @@ def test_a_key_in_a_foreign_lane_keeps_its_order_over_the_inbox_channel(opened: 
 
     def member(name: str) -> Service:
         service = Service("billing")
-        service.accept(Plain(OrderPlaced, id=Body("id"), key=Body("order_id")))
+        if not structured:
+            service.accept(Plain(OrderPlaced, id=Body("id"), key=Body("order_id")))
 
         @service.on(OrderPlaced, retry=Retry(attempts=9, first_delay=timedelta(milliseconds=50), factor=1.0))
         async def take(order: OrderPlaced) -> None:
@@ -242,7 +246,7 @@ def test_a_key_in_a_foreign_lane_keeps_its_order_over_the_inbox_channel(opened: 
             orders = [{"id": f"{key}/{n}", "order_id": key, "number": n} for n in range(1, 6) for key in keys]
             async with world.running(member("one")), world.running(member("two")):
                 for order in orders:
-                    await published(world, [plain("all in one lane", order)])
+                    await published(world, [said("all in one lane", order, structured=structured)])
                 await world.until(lambda: sum(map(len, seen.values())) == len(orders), 30)
                 await world.until(lambda: world.settled("shop.order", "billing"))
                 assert [] == list(await world.store.held.keys("billing", ["shop.order"]))

@@ -165,7 +165,7 @@ def sqs_prefetch_without_limit() -> None:
 def held_keys_of_others_are_not_learned() -> None:
     """A member without lanes of its own does not ask what the others hold."""
 
-    async def nothing(self: Any) -> None:
+    async def nothing(self: Any, works: Any) -> None:
         """Ask nobody."""
 
     patch(holds.Holds, "refresh", nothing)

@@ -61,6 +61,7 @@ class Consumer:
     ) -> None:
         self._receiver = receiver
         self._subscription = subscription
+        self._ordered = subscription.ordering == "key"
         self._group = subscription.group
         self._pipeline = pipeline
         self._store = store
@@ -206,7 +207,8 @@ class Consumer:
     async def _admit(self, works: Sequence[Work]) -> None:
         while True:
             try:
-                await self._holds.refresh()
+                if self._ordered:
+                    await self._holds.refresh(works)
                 skipped = await self._pipeline.admit(works)
                 break
             except StoreUnavailable as error:
@@ -219,11 +221,10 @@ class Consumer:
             self._notes.note("skipped", work)
             self._settler.ack(work)
         gone = set(map(id, skipped))
-        ordered = self._subscription.ordering == "key"
         for work in works:
             if id(work) not in gone:
                 key = work.delivery.message.key  # which may have been found inside the message
-                work.key = (work.delivery.lane, key) if ordered and key is not None else None
+                work.key = (work.delivery.lane, key) if self._ordered and key is not None else None
                 self._schedule.add(work)
         self._workers.wake()
 

@@ -11,7 +11,7 @@ from typing import Literal
 
 import msgspec
 
-from tidewire.model import DeadLetter, Held, Message, Reason
+from tidewire.model import DeadLetter, Held, InboxChannel, Message, Reason
 from tidewire.protocols import Store
 from tidewire.rules.letters import EDITED_FROM, retried, topic_of
 from tidewire.runtime.work import Work
@@ -40,10 +40,21 @@ class Holds:
             found = await self._store.held.keys(self._group, self._topics)
             self.keys = self._noted.union(found)
 
-    async def refresh(self) -> None:
-        """Learn, where no lane was taken, what another member has noted before it let go what has just come."""
-        if self._shared:
+    async def refresh(self, works: Sequence[Work]) -> None:
+        """Learn, where no lane was taken, what another member has noted before it let go what has just come.
+
+        Where lanes belong to members that is so for what comes back through the inbox channel, whose lane is ours:
+        a foreign producer may have chosen another one for the key.
+        """
+        if self._shared or any(self._is_others(work.delivery.message) for work in works):
             await self.load()
+
+    def _is_others(self, message: Message) -> bool:
+        return (
+            isinstance(message.to, InboxChannel)
+            and message.key is not None
+            and (message.to.topic, message.key) not in self.keys
+        )
 
     async def follow(self, work: Work, *, soonest: int) -> DeadLetter | Message | None:
         """Return where *work* must follow its key's head to, or None: it may run.

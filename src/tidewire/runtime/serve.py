@@ -238,8 +238,7 @@ class House:
             max_hold=hold_limit(options.max_hold, self._transport.capabilities.settle_window),
             grace=options.grace,
             fencing=self._transport.capabilities.fencing,
-            # A foreign producer has its own idea of the lane of a key, and what comes back follows ours.
-            lanes=ordering == "none" or (self._transport.capabilities.lanes and not service.plains),
+            lanes=ordering == "none" or self._transport.capabilities.lanes,
         )
 
         def make_consumer(receiver: Receiver) -> Consumer:
