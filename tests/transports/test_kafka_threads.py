@@ -12,7 +12,7 @@ from tidewire import Options, Service, event, running
 from tidewire.chance import UUID7Ids
 from tidewire.clock import SystemClock
 from tidewire.errors import TransportUnavailable
-from tidewire.model import Topic
+from tidewire.model import GroupSpec, Topic, TopicSpec
 from tidewire.transports.kafka import open_kafka_transport
 from tidewire.transports.kafka.asking import Asker, Span
 from tidewire.transports.kafka.library import NewTopic
@@ -110,5 +110,23 @@ def test_a_question_that_is_given_up_ends_at_once(kafka_server: KafkaServer) -> 
                 await asker.close()
         finally:
             kafka_server.resume()
+
+    asyncio.run(scenario())
+
+
+def test_questions_about_groups_are_answered_soon_after_the_broker_died(kafka_server: KafkaServer) -> None:
+    """After `kill -9` of the broker a transport that stayed open hears of every group again in seconds, twice."""
+    pairs = [(name(), name()) for _ in range(5)]  # more than are asked at once
+
+    async def scenario() -> None:
+        async with open_kafka_transport(kafka_server.url) as transport:
+            await transport.provision(
+                [TopicSpec(topic, 1) for topic, _ in pairs], [GroupSpec(group, [topic]) for topic, group in pairs]
+            )
+            for _ in range(2):
+                kafka_server.kill()
+                kafka_server.start()  # in this thread: the broker ends with the one that started it
+                async with asyncio.timeout(20):
+                    await asyncio.gather(*(transport.stats(topic, group) for topic, group in pairs))
 
     asyncio.run(scenario())

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import count
 from typing import TypeVar
+from weakref import proxy
 
 import msgspec
 from confluent_kafka import (
@@ -24,7 +25,7 @@ from confluent_kafka import (
     TopicPartition,
 )
 
-from tidewire.errors import TransportError, TransportRefused, TransportUnavailable
+from tidewire.errors import TransportClosed, TransportError, TransportRefused, TransportUnavailable
 from tidewire.kit.threads import apart, to_the_end
 from tidewire.model import Address
 from tidewire.protocols import Clock
@@ -43,18 +44,17 @@ _GLANCE = 0.25
 _OPEN = 0.25
 _END = 5.0  # with a question to a dead coordinator open, librdkafka may wait for ever
 _LOOK = 2.0
-_NEW = 5.0  # who coordinates a first group, a client asks three times in vain, and no more, without a word
-_ONE = 3.0  # seconds for one of several brokers
+_ONE = 3.0  # seconds for one of several brokers, and for a coordinator at first
 _THREADS = 4
 _TRIES = 20  # a topic that was just created may be unknown to the broker that is asked
 _SOON = frozenset(
     {
         *("COORDINATOR_LOAD_IN_PROGRESS", "COORDINATOR_NOT_AVAILABLE", "NOT_COORDINATOR", "NOT_CONTROLLER"),
         *("NOT_LEADER_FOR_PARTITION", "LEADER_NOT_AVAILABLE", "OFFSET_NOT_AVAILABLE", "UNSTABLE_OFFSET_COMMIT"),
-        *("REQUEST_TIMED_OUT", "_TRANSPORT", "NETWORK_EXCEPTION", "_TIMED_OUT", "_ALL_BROKERS_DOWN"),
+        *("REQUEST_TIMED_OUT", "_TRANSPORT", "NETWORK_EXCEPTION", "_TIMED_OUT", "_ALL_BROKERS_DOWN", "_DESTROY"),
     }
 )
-"""What a broker says that will answer in a moment, or the client where none has answered in its time."""
+"""What a broker says that will answer in a moment, or the client where none has answered in its time, or it ends."""
 _STALE = frozenset({"FENCED_LEADER_EPOCH", "UNKNOWN_LEADER_EPOCH"})
 """What it says of a question that names another reign of a partition's leader: after a restart there is a new one."""
 
@@ -91,6 +91,8 @@ class Asker:
         self._reader: Consumer | None = None
         self._reading = asyncio.Lock()
         self._unanswered = False
+        self._replacing = threading.Lock()
+        self._turn = 0
         self._refused: KafkaError | None = None
         self._closed = threading.Event()
         self._hurry = threading.Event()
@@ -132,12 +134,10 @@ class Asker:
         whether another connection is dead cannot wait for that.
         """
         if self._unanswered:
-            old: list[object] = [self._admin]
-            self._admin = self._made()
+            self._replace(self._turn)
             if not self._reading.locked():
-                old.append(self._reader)
-                self._reader = None
-            _let_go(old)
+                reader, self._reader = [self._reader], None
+                _let_go(reader)
         self._unanswered = False
         try:
             yield
@@ -145,19 +145,39 @@ class Asker:
             self._unanswered = True
             raise
 
+    def _client(self) -> AdminClient:
+        """Return the client that asks, by a reference that does not keep it: an error keeps the frames it has seen.
+
+        Raises:
+            TransportClosed: there is none any more.
+        """
+        admin = self._admin
+        if admin is None:
+            raise TransportClosed(f"{self.settings.what} is closed")
+        weak: AdminClient = proxy(admin)
+        return weak
+
+    def _replace(self, turn: int) -> None:
+        """Let a new client ask in the place of the one whose *turn* it was, unless that has been seen to."""
+        with self._replacing:
+            if self._admin is not None and self._turn == turn:
+                old, self._admin = [self._admin], self._made()
+                self._turn += 1
+                _let_go(old)
+
     def _on_error(self, error: KafkaError) -> None:
         if is_shut_out(error):
             self._refused = error
 
     async def _ask(self, question: Callable[[AdminClient], T], what: str) -> T:
-        admin = self._admin
-        assert admin is not None, "it is open"
-
         def ask() -> T:
             end, tries = self._clock.ticks() + int(self.settings.timeout * 1e9), 0
             while True:
                 try:
-                    return question(admin)
+                    return question(self._client())
+                except ReferenceError as error:  # the client was replaced meanwhile
+                    if self._clock.ticks() > end:
+                        raise TransportUnavailable(f"{what}: no answer in time") from error
                 except KafkaException as error:
                     stale = code_of(error) in _STALE
                     soon = stale or code_of(error) in _SOON
@@ -166,26 +186,52 @@ class Asker:
                         raise translated(error, what) from error
                     tries += 1
                     if stale:  # the client would ask on with what it knows, for minutes
-                        self._look_again(admin)
+                        self._look_again(self._client())
                 except TimeoutError as error:
                     raise TransportUnavailable(f"{what}: no answer in time") from error
                 self._closed.wait(_STEP)
 
         return await self._loop.run_in_executor(self._threads, ask)
 
+    async def _ask_coordinator(self, question: Callable[[AdminClient, float], T], what: str) -> T:
+        """Ask what only the coordinator of a group answers, in so many seconds.
+
+        After a broker has died the client may lose such a question, and every later one about that group: it waits to
+        be told of a broker that comes, which is there already. So the next try is a new client's.
+        """
+        seconds = min(_ONE, self.settings.timeout)
+
+        def ask(admin: AdminClient) -> T:
+            nonlocal seconds
+            turn = self._turn
+            try:
+                return question(admin, seconds)
+            except KafkaException as error:
+                if code_of(error) == "_TIMED_OUT":
+                    self._replace(turn)
+                    seconds = min(2 * seconds, self.settings.timeout)
+                raise
+
+        return await self._ask(ask, what)
+
     def _look_again(self, admin: AdminClient) -> None:
         """Let the client hear who leads; where nobody tells, the question that follows fails, and says why."""
         with suppress(KafkaException):
             admin.list_topics(timeout=_LOOK)
 
-    def _all(self, futures: Mapping[K, Future[T]]) -> dict[K, T]:
-        return {key: self._answer(future) for key, future in futures.items()}
+    def _all(self, admin: AdminClient, futures: Mapping[K, Future[T]]) -> dict[K, T]:
+        return {key: self._answer(admin, future) for key, future in futures.items()}
 
-    def _answer(self, future: Future[T]) -> T:
-        """Wait for one answer; whoever closes us does not wait for it."""
+    def _answer(self, admin: AdminClient, future: Future[T]) -> T:
+        """Wait for one answer of *admin*; whoever closes us does not wait for it.
+
+        Raises:
+            ReferenceError: it was replaced, and answers no more.
+        """
         end = self._clock.ticks() + int((self.settings.timeout + 1.0) * 1e9)
         while not (future.done() or self._closed.is_set() or self._clock.ticks() > end):
             wait([future], _GLANCE)
+            admin.poll(0.0)  # or it is gone
         return future.result(0)
 
     # --- topology -------------------------------------------------------------------------------------------------
@@ -228,7 +274,7 @@ class Asker:
             timeout, left = self.settings.timeout, [one for one in topics if one.topic not in made]
             for name, future in admin.create_topics(left, operation_timeout=timeout).items():
                 try:
-                    future.result(timeout + 1.0)
+                    self._answer(admin, future)
                     made[name] = None
                 except KafkaException as error:
                     if code_of(error) in _SOON:
@@ -247,7 +293,7 @@ class Asker:
 
         def ask(admin: AdminClient) -> dict[str, dict[str, str]]:
             resources = [ConfigResource(ConfigResource.Type.TOPIC, name) for name in names]
-            found = self._all(admin.describe_configs(resources))
+            found = self._all(admin, admin.describe_configs(resources))
             return {
                 resource.name: {name: str(entry.value) for name, entry in entries.items()}
                 for resource, entries in found.items()
@@ -259,7 +305,9 @@ class Asker:
         """Remove records below an offset of each partition, for good."""
 
         def ask(admin: AdminClient) -> None:
-            self._all(admin.delete_records([TopicPartition(log, part, end) for (log, part), end in ends.items()]))
+            self._all(
+                admin, admin.delete_records([TopicPartition(log, part, end) for (log, part), end in ends.items()])
+            )
 
         if ends:
             await self._ask(ask, "removing records")
@@ -273,7 +321,7 @@ class Asker:
             brokers = sorted(admin.list_topics(timeout=self.settings.timeout).brokers)
             resource = ConfigResource(ConfigResource.Type.BROKER, str(brokers[next(turn) % len(brokers)]))
             (entries,) = self._all(
-                admin.describe_configs([resource], request_timeout=min(self.settings.timeout, _ONE))
+                admin, admin.describe_configs([resource], request_timeout=min(self.settings.timeout, _ONE))
             ).values()
             protocols = entries.get("group.coordinator.rebalance.protocols")
             return protocols is not None and "consumer" in str(protocols.value).split(",")
@@ -290,7 +338,7 @@ class Asker:
         wanted = {TopicPartition(log, partition): spec for log, partition in places}
 
         def ask(admin: AdminClient) -> dict[Place, int]:
-            found = self._all(admin.list_offsets(wanted))
+            found = self._all(admin, admin.list_offsets(wanted))
             return {(place.topic, place.partition): result.offset for place, result in found.items()}
 
         return await self._ask(ask, "asking for offsets") if wanted else {}
@@ -306,21 +354,22 @@ class Asker:
     async def committed(self, wanted: Mapping[str, Sequence[Place]]) -> dict[str, dict[Place, tuple[int, str | None]]]:
         """Return, for each group, the committed offset and metadata of each of its partitions that has one."""
 
-        def ask(admin: AdminClient) -> dict[str, dict[Place, tuple[int, str | None]]]:
+        def ask(admin: AdminClient, seconds: float) -> dict[str, dict[Place, tuple[int, str | None]]]:
             futures: dict[str, Future[ConsumerGroupTopicPartitions]] = {}
             for group, places in wanted.items():
                 partitions = [TopicPartition(log, partition) for log, partition in places]
-                futures.update(admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group, partitions)]))
+                request = [ConsumerGroupTopicPartitions(group, partitions)]
+                futures.update(admin.list_consumer_group_offsets(request, request_timeout=seconds))
             return {
                 group: {
                     (one.topic, one.partition): (one.offset, one.metadata)
                     for one in found.topic_partitions or ()
                     if one.error is None and one.offset != OFFSET_INVALID and one.offset >= 0
                 }
-                for group, found in self._all(futures).items()
+                for group, found in self._all(admin, futures).items()
             }
 
-        return await self._ask(ask, f"group {', '.join(wanted)}") if wanted else {}
+        return await self._ask_coordinator(ask, f"group {', '.join(wanted)}") if wanted else {}
 
     async def move(self, group: str, entries: Mapping[Place, tuple[int, str]]) -> None:
         """Set the committed offsets of a group that has no members.
@@ -330,11 +379,11 @@ class Asker:
         """
         wanted = [TopicPartition(log, part, offset, text) for (log, part), (offset, text) in entries.items()]
 
-        def ask(admin: AdminClient) -> None:
+        def ask(admin: AdminClient, seconds: float) -> None:
             request = [ConsumerGroupTopicPartitions(group, wanted)]
             try:
-                asked = admin.alter_consumer_group_offsets(request, request_timeout=min(_NEW, self.settings.timeout))
-                (result,) = self._all(asked).values()
+                asked = admin.alter_consumer_group_offsets(request, request_timeout=seconds)
+                (result,) = self._all(admin, asked).values()
             except KafkaException as error:
                 if code_of(error) in ("NON_EMPTY_GROUP", "UNKNOWN_MEMBER_ID", "STALE_MEMBER_EPOCH"):
                     raise TransportRefused(f"group {group} has members", hint="stop them first") from error
@@ -343,16 +392,16 @@ class Asker:
                 if one.error is not None:
                     raise KafkaException(one.error)
 
-        await self._ask(ask, f"group {group}")
+        await self._ask_coordinator(ask, f"group {group}")
 
     async def members(self, groups: Sequence[str]) -> dict[str, dict[str, list[Place]]]:
         """Return the live members of groups, by the names they gave, with the partitions they have."""
 
-        def ask(admin: AdminClient) -> dict[str, dict[str, list[Place]]]:
+        def ask(admin: AdminClient, seconds: float) -> dict[str, dict[str, list[Place]]]:
             found: dict[str, dict[str, list[Place]]] = {}
-            for group, future in admin.describe_consumer_groups(list(groups)).items():
+            for group, future in admin.describe_consumer_groups(list(groups), request_timeout=seconds).items():
                 try:
-                    described = self._answer(future)
+                    described = self._answer(admin, future)
                 except KafkaException as error:
                     if code_of(error) != "GROUP_ID_NOT_FOUND":
                         raise
@@ -367,7 +416,7 @@ class Asker:
                 }
             return found
 
-        return await self._ask(ask, f"group {', '.join(groups)}") if groups else {}
+        return await self._ask_coordinator(ask, f"group {', '.join(groups)}") if groups else {}
 
     # --- reading --------------------------------------------------------------------------------------------------
 
