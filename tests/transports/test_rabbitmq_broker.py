@@ -197,7 +197,9 @@ async def test_others_write_to_a_topic_and_read_it(rabbitmq_server: RabbitServer
         for lane in ("0", "1"):
             await channel.queue_bind(queue, topic, lane)
         for number in range(5):
-            told = spec.Basic.Properties(content_type="application/json", headers={"ce_type": "a.b", "n": number})
+            told = spec.Basic.Properties(
+                content_type="application/json", message_id=f"m-{number}", headers={"ce_type": "a.b", "n": number}
+            )
             await channel.basic_publish(
                 b'{"n": %d}' % number, exchange=topic, routing_key="order.placed", properties=told
             )
@@ -205,7 +207,8 @@ async def test_others_write_to_a_topic_and_read_it(rabbitmq_server: RabbitServer
         async with transport.subscribe(place(topic)) as receiver:
             theirs = [one for one in await taken(receiver, 6) if one.message.key is None]
         assert [b'{"n": %d}' % number for number in range(5)] == [one.message.body for one in theirs]
-        assert {"content-type": "application/json", "ce-type": "a.b", "n": "0"} == dict(theirs[0].message.headers)
+        told_too = {"message-id": "m-0", "routing-key": "order.placed"}
+        assert {"content-type": "application/json", "ce-type": "a.b", "n": "0", **told_too} == theirs[0].message.headers
         ours = await channel.basic_get(queue, no_ack=True)
         assert (b"9", "a.b") == (ours.body, (ours.header.properties.headers or {}).get("cloudEvents_type"))
     await connection.close()
