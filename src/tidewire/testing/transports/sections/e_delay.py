@@ -104,7 +104,7 @@ async def test_released_delay_survives_a_handover(bench: Bench) -> None:
 async def test_delayed_visible_in_stats_delayed(bench: Bench) -> None:
     """CF-64: what waits for its time is counted as delayed, and as ready when it is due."""
     await bench.provision()
-    await bench.publish(bench.messages(3, to=bench.inbox(), due=bench.now_us() + 400_000))
+    await bench.publish(bench.messages(3, to=bench.inbox(), due=bench.now_us() + 1_500_000))
     await bench.publish(bench.messages(2))
     stats = await bench.stats()
     assert (2, 3) == (stats.ready, stats.delayed)
