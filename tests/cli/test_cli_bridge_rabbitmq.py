@@ -37,6 +37,8 @@ MOVED, RETURNED = "moved.order", "returned.order"
 WITNESS = "witness"
 ALL = 1_500
 
+LONG = pytest.mark.skipif(bool(os.environ.get("CI")), reason="not proven: it takes a while, and CI leaves it out")
+
 
 @pytest.fixture
 def here(tmp_path: Path) -> str:
@@ -81,7 +83,7 @@ async def publish_until(here: str, numbers: range, there: str, count: int) -> No
     await asyncio.gather(publish(here, numbers, OrderMoved), until(enough))
 
 
-@pytest.mark.skipif(bool(os.environ.get("CI")), reason="not proven: it takes half a minute, and CI leaves it out")
+@LONG
 def test_to_rabbitmq_nothing_is_lost_though_bridge_and_broker_are_killed(
     here: str, rabbitmq_server: RabbitServer, tmp_path: Path
 ) -> None:
@@ -97,8 +99,7 @@ def test_to_rabbitmq_nothing_is_lost_though_bridge_and_broker_are_killed(
             asyncio.run(publish_until(here, range(300, 1_000), url, 400))
         finally:
             killed.kill()
-    # RabbitMQ 3.10 writes the names of new queues down a while after it has made them: docs/rabbitmq.md.
-    rabbitmq_server.control("eval", "[dets:sync(Table) || Table <- dets:all()].")
+    rabbitmq_server.write_down()
     there = asyncio.run(waiting(url, MOVED))
     with subprocess.Popen(words) as following:
         asyncio.run(publish_until(here, range(1_000, 1_200), url, there + 1))
@@ -118,6 +119,7 @@ def test_to_rabbitmq_nothing_is_lost_though_bridge_and_broker_are_killed(
         assert list(range(key, ALL, KEYS)) == [number for number in numbers if number % KEYS == key]
 
 
+@LONG
 def test_from_rabbitmq_it_copies_what_comes_once_its_group_is_there(here: str, rabbitmq_server: RabbitServer) -> None:
     """The first run says that only what comes is copied; from then on its queues keep all, ``kill -9`` or not."""
     url = rabbitmq_server.url

@@ -47,8 +47,7 @@ def rage(world: World, broker: RabbitServer, deaths: int) -> None:
         for child in list(world.children.values()):
             services._turn(child, time.monotonic())
         if time.monotonic() >= following:
-            # RabbitMQ 3.10 writes the names of new queues down a while after it has made them: docs/rabbitmq.md.
-            broker.control("eval", "[dets:sync(Table) || Table <- dets:all()].")
+            broker.write_down()
             broker.kill()
             world.kills["brokers killed"] += 1
             broker.start()

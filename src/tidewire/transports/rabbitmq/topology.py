@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
+from typing import TypeVar
 
 from aiormq.abc import ArgumentsType
 from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity, ChannelPreconditionFailed
@@ -14,6 +16,7 @@ from tidewire.protocols import Clock
 from tidewire.rules.letters import topic_of
 from tidewire.transports.rabbitmq.catalogue import Catalogue, Entry
 from tidewire.transports.rabbitmq.frames import bare
+from tidewire.transports.rabbitmq.library import Pipe
 from tidewire.transports.rabbitmq.line import Line
 from tidewire.transports.rabbitmq.names import (
     MEMBERS,
@@ -35,6 +38,8 @@ _US = timedelta(microseconds=1)
 _LIMIT = 1_000_000
 """How often the broker may hand a message out: far above any count of ours, which decides; since 4.0 it would be 20."""
 _FOR_EVER = 2_147_483_647
+_CHANNELS = 4
+T = TypeVar("T")
 
 
 class Topology:
@@ -171,9 +176,7 @@ class Topology:
     async def _is_whole(self, line: Line, topic: str, group: str) -> bool:
         """Whether no queue of a group was deleted."""
         try:
-            async with line.a_pipe() as pipe:
-                for queue, _ in self._queues(topic, group):
-                    await line.ask(pipe.queue_declare(queue, passive=True))
+            await _declare(line, self._queues(topic, group), passive=True)
         except TransportRefused as error:
             if not isinstance(error.__cause__, ChannelNotFoundEntity):
                 raise
@@ -184,15 +187,11 @@ class Topology:
         """Declare the queues of a group on a topic. Who may create nothing sees at least that they are there."""
         queues = self._queues(topic, group)
         try:
-            async with line.a_pipe() as pipe:
-                for queue, arguments in queues:
-                    await line.ask(pipe.queue_declare(queue, durable=True, arguments=arguments))
+            await _declare(line, queues)
         except TransportRefused as error:
             if fresh or not isinstance(error.__cause__, ChannelAccessRefused):
                 raise
-            async with line.a_pipe() as pipe:
-                for queue, _ in queues:
-                    await line.ask(pipe.queue_declare(queue, passive=True))
+            await _declare(line, queues, passive=True)
 
     async def _join(self, line: Line, topic: str, spec: GroupSpec) -> None:
         """Let everything that is published from now on reach a group that was not there, or not whole.
@@ -212,8 +211,11 @@ class Topology:
                 raise TransportRefused(f"{topic}: the tokens of {group} could not be stored: {set(confirms)}")
             pipe = outlet.pipe
             await line.ask(pipe.queue_bind(lane_queue(topic, group, 0), foreign_exchange(topic), ""))
-            for number in range(lanes):
+
+            async def bind(pipe: Pipe, number: int) -> None:
                 await line.ask(pipe.queue_bind(lane_queue(topic, group, number), topic, str(number)))
+
+            await _side_by_side(line, range(lanes), bind)
             await line.ask(pipe.queue_unbind(NOBODY, topic, "#"))
         finally:
             await line.close_pipe(outlet.pipe)
@@ -256,6 +258,34 @@ class Topology:
             }
             await line.ask(pipe.queue_declare(name, durable=True, arguments=arguments))
             await line.ask(pipe.queue_bind(name, name, ""))
+
+
+async def _declare(line: Line, queues: Sequence[tuple[str, ArgumentsType]], *, passive: bool = False) -> None:
+    """Declare durable queues with their arguments, or (*passive*) see that they are there."""
+
+    async def declare(pipe: Pipe, queue: tuple[str, ArgumentsType]) -> None:
+        name, arguments = queue
+        told = {} if passive else arguments
+        await line.ask(pipe.queue_declare(name, durable=not passive, passive=passive, arguments=told))
+
+    await _side_by_side(line, queues, declare)
+
+
+async def _side_by_side(line: Line, things: Sequence[T], act: Callable[[Pipe, T], Awaitable[None]]) -> None:
+    """Do *act* with each of *things*, over a few channels at a time: a broker takes long for a queue, and has time.
+
+    When one fails, those that have begun end first.
+    """
+
+    async def some(share: Sequence[T]) -> None:
+        async with line.a_pipe() as pipe:
+            for thing in share:
+                await act(pipe, thing)
+
+    shares = [things[start::_CHANNELS] for start in range(min(_CHANNELS, len(things)))]
+    for ended in await asyncio.gather(*map(some, shares), return_exceptions=True):
+        if ended is not None:
+            raise ended
 
 
 def _compared(spec: TopicSpec, catalogue: Catalogue) -> Change | None:
