@@ -106,10 +106,13 @@ def test_the_demo_clears_its_schemas_away(tmp_path: Path, postgresql_url: str) -
 
 
 @pytest.mark.usefixtures("kafka_server")  # where there is none, the demo cannot start one either
-def test_the_books_balance_on_a_kafka(tmp_path: Path) -> None:
-    """The same shop on the demo's own Kafka. With kills its end takes minutes, so that is not run here."""
-    code, report = demo("--broker", "kafka://", "--orders", lines(tmp_path / "orders.jsonl", 300, 23))
+def test_the_books_balance_on_a_kafka_that_is_killed(tmp_path: Path) -> None:
+    """The same shop on the demo's own Kafka, which dies twice with `kill -9` while services do too."""
+    file = lines(tmp_path / "orders.jsonl", 300, 23)
+    code, report = demo("--chaos", "--broker", "kafka://", "--orders", file)
+    assert (0, 0, 0) == (report["lost"], report["duplicated"], report["out_of_order"])
     assert (0, True, []) == (code, report["balanced"], report["problems"])
+    assert (2, True) == (report["server_kills"], report["kills"] >= 10)
 
 
 @pytest.mark.usefixtures("rabbitmq_server")
