@@ -108,7 +108,8 @@ class Asker:
         return await to_the_end(self._reach, executor=self._threads)
 
     def _reach(self) -> int:
-        admin = self._admin = self._made()
+        self._admin = self._made()
+        admin = self._client()
         end = self._clock.ticks() + int(min(self.settings.timeout, 10.0) * 1e9)
         while True:
             try:
