@@ -22,7 +22,7 @@ from tidewire.runtime.serve import Options
 from tidewire.stores.postgres import open_postgres_store
 from tidewire.stores.sqlite import open_sqlite_store
 from tidewire.transports.memory import open_memory_transport
-from tidewire.transports.sqlite import open_sqlite_transport
+from tidewire.transports.postgres import open_postgres_transport
 
 LONG_TRANSACTION = "tidewire.store.long_transaction"
 
@@ -158,14 +158,14 @@ def test_a_row_for_a_missing_topic_is_quarantined_where_others_are_taken(opened:
     asyncio.run(scenario())
 
 
-def test_a_relay_that_meets_a_stranger_goes(postgresql_url: str, tmp_path: Path) -> None:
+def test_a_relay_that_meets_a_stranger_goes(postgresql_url: str) -> None:
     """A service does not start beside a live relay to another broker. Of two that began at the same moment, and saw
     each other too late, the one with the greater name ends, and no other."""
 
     async def scenario() -> None:
         long = Options().relay_lease
         async with (
-            open_sqlite_transport(tmp_path / "broker.db") as transport,
+            open_postgres_transport(postgresql_url) as transport,
             open_postgres_store(postgresql_url, provision=True) as store,
             open_postgres_store(postgresql_url) as seen,
         ):
@@ -176,22 +176,22 @@ def test_a_relay_that_meets_a_stranger_goes(postgresql_url: str, tmp_path: Path)
                 return looks[-1]
 
             world = World(transport, Proxy(store, relays=relays))
-            await seen.backlog.lease("zzz to sqlite:0-0", long)
-            with pytest.raises(ConfigurationError, match="publishes to another broker: zzz to sqlite:0-0"):
+            await seen.backlog.lease("zzz to postgresql:0", long)
+            with pytest.raises(ConfigurationError, match="publishes to another broker: zzz to postgresql:0"):
                 async with world.running(Service("shop")):
                     pass
-            await seen.backlog.lease("zzz to sqlite:0-0", timedelta(0))
+            await seen.backlog.lease("zzz to postgresql:0", timedelta(0))
 
             async def beside_both() -> None:
                 async with world.running(Service("shop")):
                     await world.until(lambda: looks[-1:] and len(looks[-1]) == 1)
-                    await seen.backlog.lease("zzz to sqlite:0-0", long)
+                    await seen.backlog.lease("zzz to postgresql:0", long)
                     await world.until(lambda: len(looks[-1]) == 2)
-                    await seen.backlog.lease("zzz to sqlite:0-0", timedelta(0))
-                    await seen.backlog.lease("aaa to sqlite:0-0", long)
+                    await seen.backlog.lease("zzz to postgresql:0", timedelta(0))
+                    await seen.backlog.lease("aaa to postgresql:0", long)
                     await world.until(lambda: False, seconds=30)
 
-            with pytest.raises(ConfigurationError, match="publishes to another broker: aaa to sqlite:0-0"):
+            with pytest.raises(ConfigurationError, match="publishes to another broker: aaa to postgresql:0"):
                 await beside_both()
 
     asyncio.run(scenario())

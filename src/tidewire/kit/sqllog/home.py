@@ -100,7 +100,7 @@ class Home(Protocol):
         ...
 
     async def identity(self) -> str:
-        """Return what is the same for all who have this log open, and differs for any other; raises as `read`."""
+        """Return what `tidewire.kit.looks.Identified` does; raises as `read`."""
         ...
 
     async def tell_members(self, group: str) -> None:

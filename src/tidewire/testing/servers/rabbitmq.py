@@ -36,9 +36,9 @@ _FREE_NEVER = "1000000GB"
 _DEBIAN = "usr/lib/rabbitmq/bin"
 LIMITED = ("limited", "limited-secret")
 """Name and password of a user who may log in, and do nothing else."""
+_SYNC = "[dets:sync(Table) || Table <- dets:all()]."
 # Erlang's port mapper would outlive the node that starts it. As a child of the shell, which becomes the node, it ends
 # with the node, however that ends.
-_SYNC = "[dets:sync(Table) || Table <- dets:all()]."
 _START = 'setpriv --pdeathsig KILL "$1" -port "$ERL_EPMD_PORT" -address 127.0.0.1 & exec "$2" -noinput'
 
 
