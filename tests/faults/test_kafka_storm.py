@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import random
 
+import kafka_storm
 import pytest
 from fault_rounds import NotPossible, Round
-from kafka_storm import run_apart
 from kills import as_round
+from storms import run_apart
 
 pytestmark = pytest.mark.skipif(
     bool(os.environ.get("CI")),
@@ -20,7 +21,7 @@ DEATHS = 3
 def storm(seed: int, *, deaths: int = DEATHS, plant: str = "") -> Round:
     """Run one storm; skips where there is no broker."""
     try:
-        return as_round(run_apart(seed=seed, deaths=deaths, plant=plant), seed)
+        return as_round(run_apart(kafka_storm.__file__, seed=seed, deaths=deaths, plant=plant), seed)
     except NotPossible as error:
         pytest.skip(f"not proven: {error}")
 

@@ -6,9 +6,10 @@ import os
 import random
 
 import pytest
+import rabbitmq_storm
 from fault_rounds import NotPossible, Round
 from kills import as_round
-from rabbitmq_storm import run_apart
+from storms import run_apart
 
 pytestmark = pytest.mark.skipif(
     bool(os.environ.get("CI")),
@@ -20,7 +21,7 @@ DEATHS = 2
 def storm(seed: int, *, deaths: int = DEATHS, plant: str = "") -> Round:
     """Run one storm; skips where there is no broker."""
     try:
-        return as_round(run_apart(seed=seed, deaths=deaths, plant=plant), seed)
+        return as_round(run_apart(rabbitmq_storm.__file__, seed=seed, deaths=deaths, plant=plant), seed)
     except NotPossible as error:
         pytest.skip(f"not proven: {error}")
 
