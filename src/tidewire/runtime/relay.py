@@ -69,7 +69,7 @@ class Relay:
         self._strange: set[str] = set()
         self._leased_until = 0
         self._leads = False
-        self._is_named = False
+        self._broker: str | None = None
         self._published = 0
         self._left_over = False
         self._waiting: asyncio.Task[None] | None = None
@@ -85,8 +85,11 @@ class Relay:
         broker: object = self._transport
         if not isinstance(broker, Identified) or not isinstance(self._store, SeesRelays):
             return
-        if not self._is_named:
-            self._owner, self._is_named = relay_name(self._owner, await broker.identity()), True
+        if self._broker is None:
+            self._broker = await broker.identity()
+            self._owner = relay_name(self._owner, self._broker)
+        if not self._broker:
+            return
         live = await self._store.relays()
         others = strangers(live, self._owner)
         # Of two that have begun at the same moment, one goes on.
