@@ -12,8 +12,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from scripts.postgres_server import NoServer
-
 from benchmarks.commands import commands
 from benchmarks.growth import growth
 from benchmarks.kafka import kafka
@@ -27,6 +25,7 @@ from benchmarks.rabbitmq import rabbitmq
 from benchmarks.relay import relay
 from benchmarks.share import share
 from benchmarks.throughput import exactly_once, outbox_rows, publish, whole_path
+from tidewire.testing.servers.processes import NoServer
 
 PARTS = (
     "rates",
@@ -44,12 +43,12 @@ PARTS = (
 )
 
 
-def _with_server(measure: Callable[[], list[Figure]]) -> list[Figure]:
-    """Measure what needs a PostgreSQL server, or say loudly that there is none."""
+def _with_server(name: str, measure: Callable[[], list[Figure]]) -> list[Figure]:
+    """Measure what needs the server called *name*, or say loudly that there is none."""
     try:
         return measure()
     except NoServer as error:
-        print(f"!!! NOT MEASURED: {error}", file=sys.stderr)
+        print(f"!!! NOT MEASURED: {name}: {error}", file=sys.stderr)
         return []
 
 
@@ -77,7 +76,7 @@ def main() -> int:
     if "relay" in wanted:
         figures += show(relay(rounds, scale))
     if "postgres-relay" in wanted:
-        figures += show(_with_server(lambda: postgres_relay(rounds, scale)))
+        figures += show(_with_server("PostgreSQL", lambda: postgres_relay(rounds, scale)))
     if "latency" in wanted:
         figures += show(latency(scale))
     if "growth" in wanted:
@@ -87,13 +86,13 @@ def main() -> int:
     if "commands" in wanted:
         figures += show(commands(scale))
     if "postgres-store" in wanted:
-        figures += show(_with_server(lambda: postgres_store(rounds, scale)))
+        figures += show(_with_server("PostgreSQL", lambda: postgres_store(rounds, scale)))
     if "postgres-broker" in wanted:
-        figures += show(_with_server(lambda: postgres_broker(rounds, scale)))
+        figures += show(_with_server("PostgreSQL", lambda: postgres_broker(rounds, scale)))
     if "kafka" in wanted:
-        figures += show(kafka(rounds, scale))
+        figures += show(_with_server("Kafka", lambda: kafka(rounds, scale)))
     if "rabbitmq" in wanted:
-        figures += show(rabbitmq(rounds, scale))
+        figures += show(_with_server("RabbitMQ", lambda: rabbitmq(rounds, scale)))
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps([figure.as_json() for figure in figures], indent=1) + "\n")
     missed = [figure.name for figure in figures if figure.met is False]

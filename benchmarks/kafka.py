@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
-from scripts.kafka_server import VARIABLE, NoServer, private_kafka
+from scripts.kafka_server import VARIABLE, private_kafka
 
 from benchmarks import peers
 from benchmarks.broker_latency import Heard, beside_native, ours
@@ -28,13 +28,13 @@ _TASKS = 64
 
 
 def kafka(rounds: int, scale: float) -> list[Figure]:
-    """Measure on the broker that TIDEWIRE_TEST_KAFKA names, else on a private one; nothing where there is none."""
-    try:
-        with given_or(VARIABLE, private_kafka) as url:
-            return _measure(url, rounds, scale)
-    except NoServer as error:
-        print(f"!!! NOT MEASURED: Kafka: {error}")
-        return []
+    """Measure on the broker that TIDEWIRE_TEST_KAFKA names, else on a private one.
+
+    Raises:
+        NoServer: there is none.
+    """
+    with given_or(VARIABLE, private_kafka) as url:
+        return _measure(url, rounds, scale)
 
 
 def _measure(url: str, rounds: int, scale: float) -> list[Figure]:

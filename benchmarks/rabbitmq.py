@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
-from scripts.rabbitmq_server import VARIABLE, NoServer, private_rabbit
+from scripts.rabbitmq_server import VARIABLE, private_rabbit
 
 from benchmarks import peers
 from benchmarks.broker_latency import Heard, beside_native, ours
@@ -26,13 +26,13 @@ _PREFETCH = 256
 
 
 def rabbitmq(rounds: int, scale: float) -> list[Figure]:
-    """Measure on the broker that TIDEWIRE_TEST_RABBITMQ names, else on a private one; nothing where there is none."""
-    try:
-        with given_or(VARIABLE, private_rabbit) as url:
-            return _measure(url, rounds, scale)
-    except NoServer as error:
-        print(f"!!! NOT MEASURED: RabbitMQ: {error}")
-        return []
+    """Measure on the broker that TIDEWIRE_TEST_RABBITMQ names, else on a private one.
+
+    Raises:
+        NoServer: there is none.
+    """
+    with given_or(VARIABLE, private_rabbit) as url:
+        return _measure(url, rounds, scale)
 
 
 def _measure(url: str, rounds: int, scale: float) -> list[Figure]:

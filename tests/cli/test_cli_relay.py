@@ -93,6 +93,14 @@ class Place:
         ):
             return [await publisher.publish(OrderPlaced(name), tx=tx, delay=delay) for name in names]
 
+    async def refuse_first(self) -> None:
+        """Let the first row be quarantined, as if the broker had refused it for good."""
+        async with open_store(self.store) as store:
+            assert await store.backlog.lease("test", Options().lease)
+            (row, *_) = await store.backlog.claim("test", after=0, limit=1)
+            assert await store.backlog.refused("test", row.row, detail="too_large: 2 MB", attempts_max=1)
+            await store.backlog.lease("test", Options().lease * 0)
+
     async def arrived(self, number: int) -> list[str]:
         """Wait until *number* events are on the broker, and return their ids."""
         async with open_sqlite_transport(self.directory / "broker.db") as transport, asyncio.timeout(30):
@@ -151,14 +159,7 @@ def test_the_outbox_is_shown_and_acted_on(place: Place) -> None:
     """Status counts, flush publishes what is due, stuck shows what was refused, requeue lets it leave."""
     asyncio.run(place.put("1", "2"))
 
-    async def refuse() -> None:
-        async with open_store(place.store) as store:
-            assert await store.backlog.lease("test", Options().lease)
-            (row, *_) = await store.backlog.claim("test", after=0, limit=1)
-            assert await store.backlog.refused("test", row.row, detail="too_large: 2 MB", attempts_max=1)
-            await store.backlog.lease("test", Options().lease * 0)
-
-    asyncio.run(refuse())
+    asyncio.run(place.refuse_first())
     found = place.json("outbox", "status", code=exits.FAILED)
     assert (1, 1, 0) == (found["pending"], found["stuck"], found["delayed"])
     assert "stuck since" in place.tidewire("outbox", code=exits.FAILED)
@@ -177,14 +178,7 @@ def test_a_flush_says_what_is_left_and_why(place: Place) -> None:
     asyncio.run(place.put("later", delay=timedelta(days=1)))
     asyncio.run(place.arrived(0))
 
-    async def refuse() -> None:
-        async with open_store(place.store) as store:
-            assert await store.backlog.lease("test", Options().lease)
-            (row, *_) = await store.backlog.claim("test", after=0, limit=1)
-            assert await store.backlog.refused("test", row.row, detail="too_large: 2 MB", attempts_max=1)
-            await store.backlog.lease("test", Options().lease * 0)
-
-    asyncio.run(refuse())
+    asyncio.run(place.refuse_first())
     said = place.tidewire("outbox", "flush", code=exits.FAILED)
     assert "1 rows are left, 3 are stuck." in said
     assert "1 not due: the first is at" in said
