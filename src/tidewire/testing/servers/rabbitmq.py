@@ -163,17 +163,18 @@ class RabbitServer:
 
         One that is killed before may not know them any more: seen with 3.10.8.
         """
-        mapped = shutil.which("erl_call", path=self._environment()["PATH"])
-        if mapped is None:
+        environment = self._environment()
+        program = shutil.which("erl_call", path=environment["PATH"])
+        if program is None:
             self.control("eval", _SYNC)
             return
         done = subprocess.run(  # noqa: S603 - a program beside that server, a hundred times as quick as the other
-            [mapped, "-n", f"tidewire-{self.port}@localhost", "-e"],
+            [program, "-n", f"tidewire-{self.port}@localhost", "-e"],
             input=f"{_SYNC}\n",
             capture_output=True,
             text=True,
             check=False,
-            env=self._environment(),
+            env=environment,
             timeout=_CONTROL_MAX,
         )
         if not done.stdout.startswith("{ok,"):

@@ -48,16 +48,14 @@ class Feed:
         if not records:
             return
         start = self.next_offset
-        if (records[0][0], records[-1][0]) != (
-            start,
-            start + len(records) - 1,
-        ):  # some are missing, or were read before
+        end = start + len(records)
+        if records[0][0] == start and records[-1][0] == end - 1:
+            self.next_offset = end
+        else:  # some are missing, or were read before
             records = [one for one in records if one[0] >= start]
             for offset, _ in records:
                 self.begins_at(offset)
                 self.next_offset = offset + 1
-        else:
-            self.next_offset = start + len(records)
         self.fresh.extend(records)
         self.bytes += sum([len(delivery.message.body) for _, delivery in records])
 
