@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 from tidewire.kit.handles.asyncpg import AsyncpgConnection
@@ -19,6 +19,8 @@ from tidewire.kit.handles.sqlalchemy import (
 from tidewire.kit.handles.sqlite import SqliteConnection
 
 __all__ = ["async_handle", "describe", "is_in_transaction", "sync_handle"]
+
+T = TypeVar("T")
 
 _ASYNC: Mapping[str, Callable[[object], AsyncHandle]] = {
     "asyncpg.connection.Connection": AsyncpgConnection,
@@ -37,45 +39,59 @@ _SYNC: Mapping[str, Callable[[object], SyncHandle]] = {
     "sqlalchemy.orm.scoping.scoped_session": AlchemySession.scoped,
     "sqlite3.Connection": SqliteConnection,
 }
+_LOOKS: Mapping[str, Callable[[Any], bool]] = {
+    "asyncpg.connection.Connection": lambda connection: not connection.is_closed() and connection.is_in_transaction(),
+    "psycopg.AsyncConnection": lambda connection: (
+        connection.info.transaction_status.name in ("ACTIVE", "INTRANS", "INERROR")
+    ),
+}
 
-_known_names: WeakKeyDictionary[type, list[str]] = WeakKeyDictionary()
+
+class _Kind(NamedTuple):
+    """What is known of a class: its name, and what makes handles of its objects and looks at them, if it is known."""
+
+    name: str
+    asynchronous: Callable[[object], AsyncHandle] | None
+    synchronous: Callable[[object], SyncHandle] | None
+    is_in_transaction: Callable[[Any], bool] | None
+
+
+_kinds: WeakKeyDictionary[type, _Kind] = WeakKeyDictionary()
 
 
 def async_handle(tx: object) -> AsyncHandle | None:
     """Return *tx* as a transaction whose statements are awaited, or None if it is no such handle."""
-    for name in _names(tx.__class__):
-        if name in _ASYNC:
-            return _ASYNC[name](tx)
-    return None
+    make = _kind_of(tx.__class__).asynchronous
+    return None if make is None else make(tx)
 
 
 def sync_handle(tx: object) -> SyncHandle | None:
     """Return *tx* as a transaction of synchronous code, or None if it is no such handle."""
-    for name in _names(tx.__class__):
-        if name in _SYNC:
-            return _SYNC[name](tx)
-    return None
+    make = _kind_of(tx.__class__).synchronous
+    return None if make is None else make(tx)
 
 
 def describe(tx: object) -> str:
     """Return what *tx* is, for people: ``psycopg.AsyncConnection`` or the like."""
-    return _names(tx.__class__)[0].removeprefix("builtins.")
+    return _kind_of(tx.__class__).name
 
 
 def is_in_transaction(connection: Any) -> bool | None:
     """Return whether a driver's own *connection* has a transaction open, as the driver knows it without asking the
     server. None where the driver does not say."""
-    names = _names(connection.__class__)
-    if "asyncpg.connection.Connection" in names:
-        return not connection.is_closed() and bool(connection.is_in_transaction())
-    if "psycopg.AsyncConnection" in names:
-        return connection.info.transaction_status.name in ("ACTIVE", "INTRANS", "INERROR")
-    return None
+    look = _kind_of(connection.__class__).is_in_transaction
+    return None if look is None else look(connection)
 
 
-def _names(kind: type) -> list[str]:
-    """Return the full names of a class and of all it inherits from, nearest first."""
-    names = _known_names.get(kind)
-    if names is None:
-        names = _known_names[kind] = [f"{cls.__module__}.{cls.__qualname__}" for cls in kind.__mro__]
-    return names
+def _kind_of(cls: type) -> _Kind:
+    """Return what is known of *cls*: what its nearest known ancestor says."""
+    known = _kinds.get(cls)
+    if known is None:
+        names = [f"{one.__module__}.{one.__qualname__}" for one in cls.__mro__]
+        plain = names[0].removeprefix("builtins.")
+        known = _kinds[cls] = _Kind(plain, _nearest(names, _ASYNC), _nearest(names, _SYNC), _nearest(names, _LOOKS))
+    return known
+
+
+def _nearest(names: Sequence[str], known: Mapping[str, T]) -> T | None:
+    return next((known[name] for name in names if name in known), None)
