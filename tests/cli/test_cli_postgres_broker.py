@@ -115,6 +115,16 @@ async def charge(order: OrderPlaced, context: Context) -> None:
 """
 
 
+def test_a_broker_without_tables_is_not_made_by_a_run(run: Run, postgresql_url: str, tmp_path: Path) -> None:
+    """``tidewire run`` without ``--provision`` is refused, with the fix, and leaves no table behind."""
+    (tmp_path / "shop.py").write_text(SHOP)
+    said = run("run", "shop:billing", code=exits.USAGE)
+    assert "no tables yet" in said
+    assert "--provision" in said
+    with psycopg.connect(postgresql_url) as connection:
+        assert [] == connection.execute("SELECT tablename FROM pg_tables WHERE tablename ~ 'tidewire'").fetchall()
+
+
 def test_two_processes_share_the_work_and_one_may_die(postgresql_url: str, tmp_path: Path) -> None:
     """Two `tidewire run` on one database, broker and store in one: one is killed, and every order is paid once."""
     (tmp_path / "shop.py").write_text(SHOP)

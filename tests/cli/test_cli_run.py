@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import os
@@ -11,10 +12,13 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
+
+from tidewire.model import TopicInfo
+from tidewire.transports.sqlite import open_sqlite_transport
 
 SHOP = """
 from tidewire import Context, Service, event
@@ -162,13 +166,30 @@ def test_a_killed_worker_loses_nothing(project: Path, start: Start) -> None:
     assert (300, 300) == (len(orders), len(set(orders)))
 
 
+def test_a_missing_broker_is_refused_without_provision(project: Path, start: Start) -> None:
+    """``run`` makes no broker: the file that is not there is named, none is made by the refusal, exit 2."""
+    process = start(*ON_FILES)
+    _, said = process.communicate(timeout=30)
+    assert 2 == process.returncode
+    assert "there is no broker file" in said
+    assert "--provision" in said
+    assert [] == [path.name for path in project.glob("broker.db*")]
+
+
 def test_missing_topics_are_refused_without_provision(project: Path, start: Start) -> None:
     """``run`` verifies the topology: what is missing is named, nothing is created, exit 2."""
+
+    async def make_broker() -> Sequence[TopicInfo]:
+        async with open_sqlite_transport(project / "broker.db") as broker:
+            return await broker.topics()
+
+    assert [] == asyncio.run(make_broker())
     process = start(*ON_FILES)
     _, said = process.communicate(timeout=30)
     assert 2 == process.returncode
     assert "shop.order" in said
     assert "--provision" in said
+    assert [] == asyncio.run(make_broker())
 
 
 def test_settings_come_from_the_environment_too(project: Path, start: Start) -> None:

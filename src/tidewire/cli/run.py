@@ -24,7 +24,7 @@ DESCRIPTION = """\
 Run one service until SIGTERM or Ctrl-C, then drain: take in nothing more, let handlers end within the grace period,
 settle, publish what is in the outbox. A second signal stops at once. Neither costs an attempt.
 
-Topics and groups are verified, never changed, unless --provision says that missing ones may be created.
+The broker, its topics and groups are verified, never changed: what is missing is created only with --provision.
 """
 EPILOG = """\
 examples:
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str]) -> int:
     # The loop, the runtime and the adapters are loaded once it is clear that there is something to run.
     from tidewire.cli.serving import serve
 
-    asyncio.run(serve(service, settings))
+    asyncio.run(serve(service, settings, create=settings.provision))
     _leave_threads_behind()
     return OK
 
@@ -104,7 +104,7 @@ def _parser() -> CommandParser:
     parser.add_argument(
         "--broker",
         metavar="URL",
-        help="sqlite:///path (the default: sqlite:///.tidewire/broker.db), postgresql://…, kafka://… or memory://",
+        help="sqlite:///path (the default: sqlite:///.tidewire/broker.db), postgresql://…, kafka://…, amqp://… or memory://",
     )
     parser.add_argument(
         "--store",
@@ -126,7 +126,9 @@ def _parser() -> CommandParser:
         metavar="HOST:PORT",
         help="answer GET /livez and /readyz there, for an orchestrator (default: nowhere)",
     )
-    parser.add_argument("--provision", action="store_true", help="create missing topics and groups")
+    parser.add_argument(
+        "--provision", action="store_true", help="create missing topics and groups, and a broker that is not there"
+    )
     parser.add_argument(
         "--no-relay", action="store_true", help="leave the outbox to `tidewire relay`, or to other processes"
     )

@@ -83,7 +83,8 @@ def open_transport(url: str, *, create: bool = True) -> AbstractAsyncContextMana
         return open_memory_transport()
     if not create and not Path(path).exists():
         raise TransportRefused(
-            f"there is no broker file {path}", hint="name it with --broker or TIDEWIRE_BROKER, or start a service first"
+            f"there is no broker file {path}",
+            hint="name it with --broker or TIDEWIRE_BROKER; a service that starts with --provision makes it",
         )
     from tidewire.transports.sqlite import open_sqlite_transport
 

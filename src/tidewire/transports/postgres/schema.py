@@ -115,7 +115,7 @@ def demand_tables(version: int, place: PostgresPlace) -> None:
         what = f"has tables of version {version}, and {VERSION} is needed" if version else "has no tables yet"
         raise TransportRefused(
             f"{place.shown}: the broker {what}",
-            hint="start a service once as a user who may create tables",
+            hint="start a service once with --provision, as a user who may create tables",
         )
 
 

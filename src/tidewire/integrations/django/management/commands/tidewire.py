@@ -44,7 +44,7 @@ class Command(BaseCommand):
             return
         service = _service(name) if name else Service(found.source)
         async with (
-            open_transport(found.broker, create=provision or act == "run") as broker,
+            open_transport(found.broker, create=provision) as broker,
             open_store_on(connection_of(found), url=found.store) as store,
         ):
             await serve_until_signal(service, transport=broker, store=store, options=Options(provision=provision))
