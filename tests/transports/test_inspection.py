@@ -282,3 +282,15 @@ def test_a_delayed_message_has_a_place_that_no_cursor_takes(tmp_path: Path) -> N
             await broker.browse(Topic("t"), after=found.position)
 
     run(tmp_path / "b.db", scenario)
+
+
+@pytest.mark.parametrize("given", ["t", None])
+def test_what_is_no_address_is_refused(tmp_path: Path, given: Any) -> None:
+    """The name of a topic is no address: who gives one is told what is."""
+
+    async def scenario(broker: SqliteTransport) -> None:
+        with pytest.raises(TransportRefused, match="is no address") as refused:
+            await broker.browse(given)
+        assert "Topic(name)" in refused.value.hint
+
+    run(tmp_path / "b.db", scenario)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tidewire.errors import ConfigurationError
-from tidewire.model import GroupSpec, TopicSpec
+from tidewire.errors import ConfigurationError, TransportRefused
+from tidewire.model import Address, GroupSpec, TopicSpec
 from tidewire.rules.names import check_name
 
-__all__ = ["check_none_unknown", "check_specs"]
+__all__ = ["check_address", "check_none_unknown", "check_specs"]
 
 
 def check_specs(topics: Sequence[TopicSpec], groups: Sequence[GroupSpec]) -> None:
@@ -34,3 +34,14 @@ def check_none_unknown(group: str, unknown: Sequence[str]) -> None:
             f"group {group!r}: there is no topic {', '.join(map(repr, unknown))}",
             hint="provision it, or start the service with --provision",
         )
+
+
+def check_address(given: Address) -> None:
+    """Check that *given* is an address, where a caller without a type checker may have given its name.
+
+    Raises:
+        TransportRefused: it is none.
+    """
+    if not isinstance(given, Address):
+        hint = "Topic(name), InboxChannel(topic, group) or DeadChannel(topic, group), from tidewire.model"
+        raise TransportRefused(f"{given!r} is no address", hint=hint)

@@ -8,6 +8,7 @@ from functools import partial
 
 from tidewire.clock import microseconds
 from tidewire.errors import TransportRefused
+from tidewire.kit.specs import check_address
 from tidewire.kit.sqllog.counting import Here, Place, describe_topics, list_places, live_owners, measure, noted, waiting
 from tidewire.kit.sqllog.home import Connection
 from tidewire.kit.sqllog.names import TopicRow
@@ -56,6 +57,7 @@ class LogInspector:
 
     async def browse(self, address: Address, *, after: int | str | None = None, limit: int = 100) -> Sequence[Browsed]:
         """Read without consuming. What a topic keeps until its time is not in its log yet, so it is not seen here."""
+        check_address(address)
         start = 0 if after is None else _number(after)
         table, column, number = await self._place(address)
         where = f"WHERE m.{column} = ? AND m.seq > ? ORDER BY m.seq LIMIT ?"

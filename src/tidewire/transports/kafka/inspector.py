@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 
 from tidewire.clock import microseconds
 from tidewire.errors import TransportRefused
+from tidewire.kit.specs import check_address
 from tidewire.model import Address, Browsed, DeadChannel, GroupInfo, InboxChannel, Stats, Topic, TopicInfo
 from tidewire.protocols import Clock
 from tidewire.transports.kafka.asking import Asker, Place, Record, Span
@@ -193,6 +194,7 @@ class KafkaInspector:
     async def browse(self, address: Address, *, after: int | str | None = None, limit: int = 100) -> Sequence[Browsed]:
         """Return messages in the order they were stored; over several lanes, in that of their publishers' clocks."""
         self._check_open()
+        check_address(address)
         log = await self._known(address)
         places = self._names.places(log)
         begins, ends = await self._asker.begins(places), await self._asker.ends(places)

@@ -9,6 +9,7 @@ from datetime import datetime
 
 from tidewire.clock import microseconds
 from tidewire.errors import TransportRefused
+from tidewire.kit.specs import check_address
 from tidewire.model import (
     Address,
     Browsed,
@@ -83,6 +84,7 @@ def lag(broker: MemoryBroker, group: str, lanes: Container[str]) -> int:
 
 def browse(broker: MemoryBroker, address: Address, *, after: int | str | None, limit: int) -> list[Browsed]:
     """Return what is at *address* behind the position *after*, what waits for its time included."""
+    check_address(address)
     place = 0 if after is None else _position(after)
     found: Iterable[Entry]
     match address:
@@ -98,14 +100,7 @@ def browse(broker: MemoryBroker, address: Address, *, after: int | str | None, l
             found = sorted(_in_inbox(_share(broker, name, group)[1]), key=_by_position)
         case DeadChannel(topic=name, group=group):
             found = _share(broker, name, group)[1].dead.values()
-        case _:
-            raise _no_address(address)
     return _browsed(found, place, limit)
-
-
-def _no_address(given: object) -> TransportRefused:
-    hint = "Topic(name), InboxChannel(topic, group) or DeadChannel(topic, group), from tidewire.model"
-    return TransportRefused(f"{given!r} is no address", hint=hint)
 
 
 def _browsed(entries: Iterable[Entry], place: int, limit: int) -> list[Browsed]:

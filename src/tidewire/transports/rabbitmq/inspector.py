@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 
 import msgspec
 from aiormq.abc import DeliveredMessage
@@ -13,6 +14,7 @@ from aiormq.exceptions import ChannelNotFoundEntity
 
 from tidewire.chance import Ids
 from tidewire.errors import TransportRefused, TransportUnavailable
+from tidewire.kit.specs import check_address
 from tidewire.model import (
     Act,
     Address,
@@ -48,6 +50,8 @@ from tidewire.transports.rabbitmq.receiver import RabbitReceiver
 __all__ = ["RabbitInspector"]
 
 _ANSWERS = 1.0
+_LOOKS, _AGAIN = 50, 0.02
+"""How often it is asked whether others still look at dead letters, and the seconds between."""
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Act).decode
 
@@ -121,7 +125,7 @@ class RabbitInspector(ABC):
                 here, consumers = await of(lane_queue(topic, group, number))
                 ready[lane] = here + (await of(inbox_queue(topic, group, number)))[0]
                 owned |= {lane} if consumers else set()
-            dead = (await of(dead_queue(topic, group)))[0]
+            dead = await _unseen(partial(of, dead_queue(topic, group)))
             delayed = 0
             for to in (Topic(topic), InboxChannel(topic, group)):
                 for tier in self._catalogue.tiers.get((topic, group if isinstance(to, InboxChannel) else ""), ()):
@@ -192,6 +196,7 @@ class RabbitInspector(ABC):
             TransportRefused: it is no dead channel, or there is none.
         """
         self._check_open()
+        check_address(address)
         if not isinstance(address, DeadChannel):
             raise TransportRefused("RabbitMQ shows a message only by handing it out: dead letters can be looked at")
         await self._demand(address)
@@ -247,6 +252,17 @@ class RabbitInspector(ABC):
         await self._catalogue.know([address])
         if not self._catalogue.knows(address):
             raise TransportRefused(f"there is no {address}", hint="`tidewire topics` and `tidewire groups` list them")
+
+
+async def _unseen(of: Callable[[], Awaitable[tuple[int, int]]]) -> int | None:
+    """Return how many messages a queue holds of which *of* says the ready ones and the consumers, or None while
+    somebody looks at it: what is shown is not ready, and comes back together with the end of the consumer."""
+    for _ in range(_LOOKS):
+        here, lookers = await of()
+        if not lookers:
+            return here
+        await asyncio.sleep(_AGAIN)
+    return None
 
 
 async def _ready(line: Line, group: str, lanes: Sequence[Lane]) -> int:
