@@ -36,7 +36,7 @@ def check_none_unknown(group: str, unknown: Sequence[str]) -> None:
         )
 
 
-def check_address(given: Address) -> None:
+def check_address(given: object) -> None:
     """Check that *given* is an address, where a caller without a type checker may have given its name.
 
     Raises:
