@@ -55,7 +55,7 @@ BROKERS: Mapping[str, Callable[[], AbstractContextManager[str]]] = {
 
 def column(transport: Transport) -> dict[str, str]:
     """Return what *transport* declares, in the words of the page."""
-    can = transport.capabilities
+    can, finds = transport.capabilities, hasattr(transport, "find")
     return {
         "what a confirmed event is": _DURABLE[can.durability],
         "order by key": _yes(can.order),
@@ -70,7 +70,7 @@ def column(transport: Transport) -> dict[str, str]:
         "how long an event may stay unsettled": "for ever" if can.settle_window is None else _time(can.settle_window),
         "largest event, headers included": f"{can.message_bytes_max // 1024:,} KiB",
         "a topic can have a cap in bytes": _yes(can.size_cap),
-        "`find` and `trace`": _yes(hasattr(transport, "find")),
+        "`find` and `trace`": "by reading everything" if can.replay and not finds else _yes(finds),
         "acts of operators are kept with the messages": _yes(hasattr(transport, "note")),
     }
 

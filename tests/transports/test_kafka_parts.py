@@ -13,7 +13,7 @@ from tidewire.errors import ConfigurationError, TransportRefused, TransportUnava
 from tidewire.model import DeadChannel, InboxChannel, Message, Topic
 from tidewire.transports.kafka import errors
 from tidewire.transports.kafka.asking import Record
-from tidewire.transports.kafka.merging import in_order, positions_in
+from tidewire.transports.kafka.merging import before, in_order, positions_in
 from tidewire.transports.kafka.names import address_of, lane_name, log_of, partition_of
 from tidewire.transports.kafka.progress import METADATA_MAX, WINDOW, Progress, Saved, read_saved
 from tidewire.transports.kafka.settings import (
@@ -164,7 +164,8 @@ def test_a_key_has_the_partition_that_java_gives_it(key: str, hashed: int) -> No
 
 @given(st.lists(st.lists(st.integers(0, 50), max_size=6).map(sorted), min_size=1, max_size=4))
 def test_browsing_goes_on_behind_any_position(lanes: list[list[int]]) -> None:
-    """Beginning behind the position of any message shows exactly what came after it, once, in the same order."""
+    """Beginning behind the position of any message shows exactly what came after it, once, in the same order; beginning
+    behind the one before shows that message first."""
 
     def records(starts: list[int]) -> list[list[Record]]:
         message = Message(Topic("a"), "", "", None, {}, b"")
@@ -183,6 +184,10 @@ def test_browsing_goes_on_behind_any_position(lanes: list[list[int]]) -> None:
         starts = positions_in(position, len(lanes), behind=True)
         rest = [(partition, record.offset) for partition, record, _ in in_order(records(starts), starts)]
         assert [(partition, record.offset) for partition, record, _ in whole[place + 1 :]] == rest
+        one_before = before(position)
+        starts = begin if one_before is None else positions_in(one_before, len(lanes), behind=True)
+        with_it = [(partition, record.offset) for partition, record, _ in in_order(records(starts), starts)]
+        assert [(partition, record.offset) for partition, record, _ in whole[place:]] == with_it
 
 
 # --- settings and errors ----------------------------------------------------------------------------------------------

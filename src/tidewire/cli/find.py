@@ -68,7 +68,9 @@ def trace(arguments: Sequence[str]) -> int:
             emit({"id": options.id, "correlation_id": correlation, "events": [_node(root) for root in roots]})
         else:
             for root in roots:
-                _print_tree(root, marked=options.id)
+                _print_tree(
+                    root, marked=options.id, otherwise="nobody reads it" if finder else "nobody can tell who read it"
+                )
         if not found:
             tell(f"no event has {options.id!r} as id or correlation id", hint=_gone(options.id))
             return FAILED
@@ -109,8 +111,9 @@ def _node(node: Node) -> dict[str, Any]:
     }
 
 
-def _print_tree(root: Node, *, marked: str) -> None:
-    """Print a tree line by line; the depth of a tree is its producers', so this does not recurse."""
+def _print_tree(root: Node, *, marked: str, otherwise: str) -> None:
+    """Print a tree line by line, and *otherwise* where no group is said to have an event. The depth of a tree is its
+    producers', so this does not recurse."""
     todo: list[tuple[int, Node]] = [(0, root)]
     while todo:
         depth, node = todo.pop()
@@ -120,5 +123,5 @@ def _print_tree(root: Node, *, marked: str) -> None:
         mark = "  <" if node.event_id == marked else ""
         key = f" key={first.message.key}" if first.message.key else ""
         print(f"{'  ' * depth}{headers.get('ce-type', '?')} {node.event_id}{key}{mark}")
-        print(f"{'  ' * depth}  {stamp(first.stored_at)} from {first.message.source}: {standing or 'nobody reads it'}")
+        print(f"{'  ' * depth}  {stamp(first.stored_at)} from {first.message.source}: {standing or otherwise}")
         todo += [(depth + 1, effect) for effect in reversed(node.effects)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from datetime import datetime
@@ -128,10 +129,12 @@ def _print(preview: Preview, options: argparse.Namespace) -> None:
         print(f"{preview.owners} members are active: the service must be stopped first.")
 
 
-def _start(text: str) -> int | datetime:
-    """Return a position, or a time.
+def _start(text: str) -> int | str | datetime:
+    """Return a position, or a time. One of Kafka names an offset in each lane: ``2:10.4.7``.
 
     Raises:
         argparse.ArgumentTypeError: it is neither.
     """
+    if re.fullmatch(r"[0-9]+:[0-9.]+", text):
+        return text
     return int(text) if text.isdigit() else point_in_time(text)

@@ -67,13 +67,17 @@ def as_document(topic: TopicInfo) -> dict[str, Any]:
     }
 
 
+def _count(messages: int | None) -> str:
+    return "-" if messages is None else f"{messages:,}"
+
+
 def _list(topics: Sequence[TopicInfo], *, as_json: bool) -> int:
     if as_json:
         emit({"topics": [as_document(topic) for topic in topics]})
         return OK
     now = SystemClock().now_us()
     rows = [
-        (topic.name, topic.lanes, f"{topic.messages or 0:,}", age(topic.oldest_at, now), age(topic.newest_at, now))
+        (topic.name, topic.lanes, _count(topic.messages), age(topic.oldest_at, now), age(topic.newest_at, now))
         for topic in topics
     ]
     if not rows:
@@ -93,10 +97,10 @@ async def _show(broker: Broker, topic: TopicInfo, *, as_json: bool) -> int:
         ("topic", topic.name),
         [
             ("lanes", topic.lanes),
-            ("messages", topic.messages),
+            ("messages", _count(topic.messages)),
             ("size", size(topic.size_bytes)),
             ("retention", retention),
-            ("positions", f"{topic.first} to {topic.last}"),
+            ("positions", "-" if topic.first is None else f"{topic.first} to {topic.last}"),
             ("oldest", stamp(topic.oldest_at)),
             ("newest", stamp(topic.newest_at)),
             ("groups", ", ".join(group.group for group in groups) or "none"),

@@ -10,7 +10,15 @@ from typing import Protocol, runtime_checkable
 from tidewire.model import Capabilities, Change, GroupSpec, InboxState, OutboxState, TopicInfo, TopicSpec
 from tidewire.protocols import Store, Transport
 
-__all__ = ["Identified", "OpenedBrokerLook", "OpenedStoreLook", "SeesRelays", "SeesWriters", "topics_there"]
+__all__ = [
+    "Identified",
+    "OpenedBrokerLook",
+    "OpenedStoreLook",
+    "SeesRelays",
+    "SeesWriters",
+    "StepsBack",
+    "topics_there",
+]
 
 
 @runtime_checkable
@@ -28,6 +36,19 @@ class HasSpecs(Protocol):
 
     async def specs(self, names: Sequence[str]) -> Sequence[TopicSpec]:
         """Return those of the topics *names* that are there, as they are."""
+        ...
+
+
+@runtime_checkable
+class StepsBack(Protocol):
+    """A broker whose positions are no numbers, and which knows what lies before one."""
+
+    def before(self, position: int | str) -> int | str | None:
+        """Return the position behind which *position* comes first, or None: it comes first of all.
+
+        Raises:
+            TransportRefused: it is no position.
+        """
         ...
 
 

@@ -10,6 +10,7 @@ import msgspec
 
 from tidewire.clock import microseconds
 from tidewire.errors import TransportRefused
+from tidewire.kit.looks import StepsBack
 from tidewire.model import Topic
 from tidewire.protocols import Inspector, Store
 from tidewire.rules.letters import DEDUP_WINDOW
@@ -51,7 +52,7 @@ async def look_ahead(
     last_at: int | None = None
     read = 0
     since = microseconds(to) if isinstance(to, datetime) else None
-    after = _before(to)
+    after = _before(inspector, to)
     while page := await inspector.browse(Topic(topic), after=after, limit=_PAGE):
         after = page[-1].position
         read += len(page)
@@ -92,8 +93,10 @@ def beyond_marks(preview: Preview, now_us: int) -> bool:
     return preview.first_at is not None and preview.first_at < now_us - DEDUP_WINDOW // timedelta(microseconds=1)
 
 
-def _before(to: int | str | datetime) -> int | str | None:
+def _before(inspector: Inspector, to: int | str | datetime) -> int | str | None:
     """Return the position to browse behind, or None: from the start."""
     if isinstance(to, datetime):
         return None
+    if isinstance(inspector, StepsBack):
+        return inspector.before(to)
     return int(to) - 1 if str(to).isdigit() and int(to) > 0 else None

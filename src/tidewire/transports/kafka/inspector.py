@@ -13,7 +13,7 @@ from tidewire.protocols import Clock
 from tidewire.transports.kafka.asking import Asker, Place, Record, Span
 from tidewire.transports.kafka.dead import DeadLog, look_into
 from tidewire.transports.kafka.library import at_or_after
-from tidewire.transports.kafka.merging import end_position, in_order, position_of, positions_in
+from tidewire.transports.kafka.merging import before, end_position, in_order, position_of, positions_in
 from tidewire.transports.kafka.names import address_of, dead_topic, inbox_topic, lane_name, log_of
 from tidewire.transports.kafka.producing import Publisher
 from tidewire.transports.kafka.progress import Progress, Saved, read_saved
@@ -266,6 +266,10 @@ class KafkaInspector:
             epoch = read_saved(books[place][1]).epoch if place in books else 0
             entries[place] = Progress(wanted[place], Saved()).saved(epoch, open_=False, slack=0)
         await self._asker.move(group, entries)
+
+    def before(self, position: int | str) -> int | str | None:
+        """See `tidewire.kit.looks.StepsBack`."""
+        return before(position)
 
     async def _wanted(
         self, to: int | str | datetime, places: Sequence[Place], begins: Mapping[Place, int]

@@ -12,7 +12,9 @@ from collections.abc import Iterator, Sequence
 from tidewire.errors import TransportRefused
 from tidewire.transports.kafka.asking import Record
 
-__all__ = ["end_position", "in_order", "position_of", "positions_in"]
+__all__ = ["before", "end_position", "in_order", "position_of", "positions_in"]
+
+_SHOWN = "a position is what `tidewire tail --json` shows; a time is one too, such as 2h or 2026-11-24T09:00:00Z"
 
 
 def in_order(records: Sequence[Sequence[Record]], starts: Sequence[int]) -> Iterator[tuple[int, Record, int | str]]:
@@ -43,6 +45,17 @@ def end_position(partition: int, ends: Sequence[int]) -> int | str:
     return position_of(partition, offsets)
 
 
+def before(position: int | str) -> int | str | None:
+    """Return the position behind which *position* comes first, or None: it comes first of all.
+
+    Raises:
+        TransportRefused: it is no position.
+    """
+    offsets = positions_in(position, max(1, str(position).count(".") + 1), behind=False)
+    lane = next((lane for lane, offset in enumerate(offsets) if offset), None)
+    return None if lane is None else end_position(lane, offsets)
+
+
 def positions_in(position: int | str, partitions: int, *, behind: bool) -> list[int]:
     """Return the offset in each partition that *position* names; *behind*: of what comes after it.
 
@@ -54,9 +67,9 @@ def positions_in(position: int | str, partitions: int, *, behind: bool) -> list[
     numbers = offsets.split(".") if separator else [text]
     lane = own if separator else "0"
     if not all(number.isascii() and number.isdigit() and len(number) < 19 for number in [lane, *numbers]):
-        raise TransportRefused(f"{text!r} is no position")
+        raise TransportRefused(f"{text!r} is no position", hint=_SHOWN)
     if len(numbers) != partitions or int(lane) >= partitions:
-        raise TransportRefused(f"{text!r} is no position of a topic with {partitions} lanes")
+        raise TransportRefused(f"{text!r} is no position of a topic with {partitions} lanes", hint=_SHOWN)
     found = [int(number) for number in numbers]
     found[int(lane)] += behind
     return found

@@ -198,7 +198,10 @@ class RabbitInspector(ABC):
         self._check_open()
         check_address(address)
         if not isinstance(address, DeadChannel):
-            raise TransportRefused("RabbitMQ shows a message only by handing it out: dead letters can be looked at")
+            raise TransportRefused(
+                "RabbitMQ shows a message only by handing it out: only dead letters can be looked at",
+                hint="`tidewire dlq list` lists those, `tidewire groups` counts what waits",
+            )
         await self._demand(address)
         found = await letters(self._desk, address, self._copy_name())
         if after is None:
@@ -226,7 +229,10 @@ class RabbitInspector(ABC):
             TransportRefused: always.
         """
         self._check_open()
-        raise TransportRefused("RabbitMQ keeps nothing that is settled: there is no way back")
+        raise TransportRefused(
+            "RabbitMQ keeps nothing that is settled: there is no way back",
+            hint="dead letters can be given back: `tidewire dlq redrive`",
+        )
 
     async def note(self, act: Act) -> None:
         """Store *act* in a queue whose messages stay."""
