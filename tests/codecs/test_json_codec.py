@@ -299,10 +299,33 @@ TIMES = st.datetimes() | st.datetimes(timezones=st.just(UTC))
     )
 )
 def test_the_quick_look_passes_nothing_that_the_close_one_refuses(leaves: Leaves) -> None:
-    """All values of a type are looked at together; what is let through so is faithful, one by one, too."""
+    """What the statements that are written for a type let through is faithful, looked at one by one, too."""
     check, _ = checker_for(msgspec.inspect.type_info(Leaves))
     assert check is not None
     assert bool(check(leaves)) == bool(first_unfaithful(leaves))
+
+
+def test_a_field_may_have_a_name_that_python_cannot_write() -> None:
+    """A field that is called like a word of the language is held to the same as any other."""
+    named = msgspec.defstruct("Named", [("class", float), ("lines", list[float])])
+    codec = json_codec(named)
+    assert named(1.5, [2.5]) == codec.decode(codec.encode(named(1.5, [2.5])))
+    for value, path in ((named(math.inf, []), "class is inf"), (named(1.5, [1.0, math.nan]), r"lines\[1\] is nan")):
+        with pytest.raises(ConfigurationError, match=path):
+            codec.encode(value)
+
+
+def test_lists_may_lie_in_lists_deeper_than_python_has_loops() -> None:
+    """A number is found however many lists it lies in."""
+    kind: Any = float
+    well, wrong = [1.5], [math.inf]
+    for _ in range(30):
+        kind, well, wrong = list[kind], [well], [wrong]
+    deep = msgspec.defstruct("Deep", [("table", kind)])
+    codec = json_codec(deep)
+    assert deep(well[0]) == codec.decode(codec.encode(deep(well[0])))
+    with pytest.raises(ConfigurationError, match="is inf"):
+        codec.encode(deep(wrong[0]))
 
 
 def test_backslashes_are_no_nul() -> None:
