@@ -13,17 +13,16 @@ NOW = 1_000
 OFFSETS = st.sets(st.integers(0, 40))
 
 
-def record(offset: int, *, due: int | None = None, stored_at: int = NOW) -> tuple[int, Delivery]:
+def record(offset: int, *, due: int | None = None, stored_at: int = NOW) -> Delivery:
     """Return a record as the thread that reads passes it on."""
     message = Message(Topic("a"), str(offset), "test", "k", {}, b"x", due)
-    return offset, Delivery(message, "a/0", 1, offset, stored_at=stored_at)
+    return Delivery(message, "a/0", 1, offset, stored_at=stored_at)
 
 
 def feed(*, settled: set[int] | frozenset[int] = frozenset(), ceiling: int = 100) -> Feed:
     """Return an empty feed whose owner before us has settled some."""
     books = Progress(0, Saved())
-    for offset in settled:
-        books.settle(offset)
+    books.settle(settled)
     books.ceiling = ceiling
     return Feed("a", 0, address=Topic("a"), progress=books)
 
@@ -52,8 +51,8 @@ def test_a_feed_hands_out_what_is_there_once_and_in_order(
     expected = [offset for offset in sorted(there) if offset not in settled and offset < ceiling]
     assert expected == positions(taken)
 
-    for offset in expected:
-        assert one.settle(offset)
+    assert len(expected) == one.settle(expected)
+    assert 0 == one.settle(expected)
     left = [offset for offset in sorted(there) if offset not in settled and offset >= ceiling]
     if left:
         assert left[0] == one.progress.low

@@ -40,7 +40,7 @@ def test_what_was_settled_in_any_order_survives_a_crash(start: int, settled: lis
     for offset in failed:
         books.failed(start + offset, counted=True, due=0)
     for offset in settled:
-        books.settle(start + offset)
+        books.settle([start + offset])
     low, metadata = books.saved(7, open_=False, slack=0)
     after = Progress(low, read_saved(metadata))
     assert len(metadata) <= METADATA_MAX
@@ -73,7 +73,7 @@ def test_a_full_window_fits_into_the_metadata() -> None:
     books = Progress(1_000_000, Saved())
     odd = range(1_000_001, 1_000_000 + WINDOW, 2)
     for offset in odd:
-        books.settle(offset)
+        books.settle([offset])
     for offset in range(1_000_000, 1_000_020, 2):
         books.failed(offset, counted=True, due=1_800_000_000_000_000)
     low, metadata = books.saved(1_800_000_000_000_000, open_=True, slack=256)
@@ -88,7 +88,7 @@ def test_what_does_not_fit_comes_again_and_is_never_lost() -> None:
     """Books that are too large drop counts first, then what is settled furthest ahead; never an unsettled offset."""
     books = Progress(0, Saved())
     for offset in range(1, 4 * WINDOW, 3):
-        books.settle(offset)
+        books.settle([offset])
         books.failed(offset + 1, counted=True, due=0)
     low, metadata = books.saved(1, open_=True, slack=1)
     after = Progress(low, read_saved(metadata))

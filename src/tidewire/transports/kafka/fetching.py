@@ -40,11 +40,11 @@ class Source(msgspec.Struct, frozen=True):
 
 
 class Fetched(msgspec.Struct):
-    """What was read of a source at once: deliveries for a first attempt, by offset, in order. *gone*: retention has let
-    go everything below this offset."""
+    """What was read of a source at once: deliveries for a first attempt, in order. *gone*: retention has let go
+    everything below this offset."""
 
     source: Source
-    records: list[tuple[int, Delivery]] = []
+    records: list[Delivery] = []
     gone: int = 0
 
 
@@ -145,28 +145,29 @@ class Fetcher:
 
     def _pass_on(self, consumer: Consumer, messages: list[Message]) -> None:
         found: list[Fetched] = []
-        latest: dict[tuple[str, int], Fetched] = {}
+        log, partition, source = "", -1, None
         count = len(messages)
         messages.reverse()
         while messages:  # each is let go at once, with all its headers: or the collector would go through them all
             message = messages.pop()
-            log, partition, offset = message.topic(), message.partition(), message.offset()
-            if log is None or partition is None:
+            if message.partition() != partition or message.topic() != log:  # they come in runs
+                log, partition = message.topic() or "", message.partition() or 0
+                if (source := self._sources.get((log, partition))) is not None:
+                    found.append(Fetched(source))
+            if source is None:
                 continue
-            place = (log, partition)
-            fetched = latest.get(place)
-            if fetched is None:
-                if (source := self._sources.get(place)) is None:
-                    continue
-                fetched = Fetched(source)
             if (error := message.error()) is not None:
-                found += self._hear_error(consumer, error, fetched.source)
-                latest.pop(place, None)
-            elif offset is not None:
-                if not fetched.records:
-                    found.append(fetched)
-                    latest[place] = fetched
-                fetched.records.append((offset, _delivery(fetched.source, offset, message)))
+                found += self._hear_error(consumer, error, source)
+                partition = -1
+                continue
+            offset, (_, ms) = message.offset(), message.timestamp()
+            assert offset is not None, "a record has one"
+            headers, value = message.headers(), message.value()
+            read = read_record(source.to, message.key(), value=value, headers=headers, ms=ms)
+            found[-1].records.append(
+                Delivery(read.message, source.lane, source.epoch, offset, 1, False, read.foreign, read.stored_at)
+            )
+        found = [one for one in found if one.records or one.gone]
         if found:
             self._held += count  # until the event loop says how much it really is
             self._tell(self._hear, found)
@@ -202,11 +203,3 @@ class Fetcher:
     def _if_read(self, log: str, partition: int, act: Callable[[list[TopicPartition]], None]) -> None:
         if (log, partition) in self._sources:
             act([TopicPartition(log, partition)])
-
-
-def _delivery(source: Source, offset: int, message: Message) -> Delivery:
-    """Return what a record is at its first attempt."""
-    read = read_record(
-        source.to, message.key(), value=message.value(), headers=message.headers(), ms=message.timestamp()[1]
-    )
-    return Delivery(read.message, source.lane, source.epoch, offset, 1, False, read.foreign, read.stored_at)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import islice
 
 import msgspec
 
@@ -12,13 +13,13 @@ from tidewire.model import Address, Delivery
 from tidewire.transports.kafka.member import Entry
 from tidewire.transports.kafka.progress import WINDOW, Progress
 
-__all__ = ["Feed", "Lane"]
+__all__ = ["Feed", "Lane", "offset_of"]
 
 
 class Feed:
     """What was fetched of one partition and is not settled: fresh, given back (*again*), waiting for a time, or out.
 
-    All of it is kept as it came, each with its offset; how often it was tried is added as it is handed out.
+    All of it is kept as it came; how often it was tried is added as it is handed out.
     """
 
     __slots__ = (
@@ -31,7 +32,7 @@ class Feed:
         self.partition = partition
         self.address = address
         self.progress = progress
-        self.fresh: deque[tuple[int, Delivery]] = deque()
+        self.fresh: deque[Delivery] = deque()
         self.bytes = 0
         self.again: list[int] = []
         self.waiting: list[tuple[int, int]] = []
@@ -43,21 +44,21 @@ class Feed:
         self.version = 0  # grows with every change of the books
         self.saved = 0  # the version that is committed
 
-    def arrived(self, records: Sequence[tuple[int, Delivery]]) -> None:
+    def arrived(self, records: Sequence[Delivery]) -> None:
         """Take in records, in order; what lies between one and the one before does not exist."""
         if not records:
             return
         start = self.next_offset
         end = start + len(records)
-        if records[0][0] == start and records[-1][0] == end - 1:
+        if offset_of(records[0]) == start and offset_of(records[-1]) == end - 1:
             self.next_offset = end
         else:  # some are missing, or were read before
-            records = [one for one in records if one[0] >= start]
-            for offset, _ in records:
-                self.begins_at(offset)
-                self.next_offset = offset + 1
+            records = [one for one in records if offset_of(one) >= start]
+            for one in records:
+                self.begins_at(offset_of(one))
+                self.next_offset = offset_of(one) + 1
         self.fresh.extend(records)
-        self.bytes += sum([len(delivery.message.body) for _, delivery in records])
+        self.bytes += sum([len(one.message.body) for one in records])
 
     def begins_at(self, offset: int) -> None:
         """There is nothing more below *offset*."""
@@ -83,21 +84,25 @@ class Feed:
 
     def _take_plain(self, taken: list[Delivery], most: int) -> None:
         """Hand out what is at the front, up to the first that needs a closer look: nearly always all of it."""
-        fresh, progress, out = self.fresh, self.progress, self.out
+        progress, out = self.progress, self.out
         if progress.marks or progress.crashes:
             return
         low, settled = progress.low, progress.settled
         end = min(progress.ceiling, low + WINDOW)
-        while fresh and len(taken) < most:
-            offset, delivery = fresh[0]
-            message = delivery.message
-            if not low <= offset < end or offset in settled or message.not_before is not None:
+        before, size, offset = len(taken), 0, -1
+        for delivery in islice(self.fresh, most - before):
+            place, message = delivery.position, delivery.message
+            assert isinstance(place, int), "positions in a partition are offsets"
+            if not low <= place < end or place in settled or message.not_before is not None:
                 break
-            fresh.popleft()
-            self.bytes -= len(message.body)
+            offset = place
             out[offset] = delivery
+            size += len(message.body)
             taken.append(delivery)
-            progress.high = max(progress.high, offset + 1)
+        for _ in range(len(taken) - before):
+            self.fresh.popleft()
+        self.bytes -= size
+        progress.high = max(progress.high, offset + 1)
 
     def _next(self, now: int) -> tuple[int, Delivery] | None:
         """Return the next to hand out, or None: there is none, or the books are full."""
@@ -107,22 +112,27 @@ class Feed:
         fresh, waiting, progress = self.fresh, self.waiting, self.progress
         while True:
             head = fresh[0] if fresh else None
-            if head is not None and (head[0] >= progress.ceiling or head[0] - progress.low >= WINDOW):
+            if head is not None and not self._open(offset_of(head)):
                 head = None
-            if waiting and waiting[0][0] <= now and (head is None or _stored_at(head[1]) >= waiting[0][0]):
+            if waiting and waiting[0][0] <= now and (head is None or _stored_at(head) >= waiting[0][0]):
                 offset = heapq.heappop(waiting)[1]
                 return offset, self.kept.pop(offset)
             if head is None:
                 return None
-            offset, delivery = fresh.popleft()
-            self.bytes -= len(delivery.message.body)
+            fresh.popleft()
+            self.bytes -= len(head.message.body)
+            offset = offset_of(head)
             if progress.is_settled(offset):
                 continue
-            due = max(delivery.message.not_before or 0, progress.due(offset))
-            if due <= _stored_at(delivery):
-                return offset, delivery
-            self.kept[offset] = delivery
+            due = max(head.message.not_before or 0, progress.due(offset))
+            if due <= _stored_at(head):
+                return offset, head
+            self.kept[offset] = head
             heapq.heappush(self.waiting, (due, offset))
+
+    def _open(self, offset: int) -> bool:
+        """Whether *offset* may be handed out, as far as the books have room for it."""
+        return offset < self.progress.ceiling and offset - self.progress.low < WINDOW
 
     def _told(self, offset: int, delivery: Delivery) -> Delivery:
         """Return a delivery with what the books say of earlier ones."""
@@ -138,12 +148,12 @@ class Feed:
 
     def wants_ceiling(self) -> bool:
         """Whether more could be handed out if it were written down that it may be."""
-        return bool(self.fresh) and self.fresh[0][0] >= self.progress.ceiling and self.has_window
+        return bool(self.fresh) and offset_of(self.fresh[0]) >= self.progress.ceiling and self.has_window
 
     @property
     def has_window(self) -> bool:
         """Whether the metadata can hold what is settled above the first unsettled one."""
-        return not self.fresh or self.fresh[0][0] - self.progress.low < WINDOW
+        return not self.fresh or offset_of(self.fresh[0]) - self.progress.low < WINDOW
 
     def in_the_way(self) -> list[tuple[int, int]]:
         """Return (due, offset) of what waits for a time in the older half of the window."""
@@ -155,16 +165,17 @@ class Feed:
         heapq.heapify(self.waiting)
         for offset in offsets:
             self.kept.pop(offset, None)
-            self.progress.settle(offset)
+        self.progress.settle(offsets)
         self.version += 1
 
-    def settle(self, offset: int) -> bool:
-        """Settle what is out; False if it was not."""
-        if self.out.pop(offset, None) is None:
-            return False
-        self.progress.settle(offset)
-        self.version += 1
-        return True
+    def settle(self, offsets: Iterable[int]) -> int:
+        """Settle what is out of *offsets*, and return how many that were."""
+        out = self.out
+        found = [offset for offset in offsets if out.pop(offset, None) is not None]
+        if found:
+            self.progress.settle(found)
+            self.version += 1
+        return len(found)
 
     def give_back(self, offset: int, *, counted: bool, due: int) -> bool:
         """Take back what is out, to be handed out again, not before *due*; False if it was not out."""
@@ -208,12 +219,27 @@ class Lane:
         taken += first.take(most - len(taken), now)
         return taken
 
+    def settle(self, deliveries: Sequence[Delivery]) -> int:
+        """Settle what is out of *deliveries* under our epoch, and return how many that were."""
+        first, second = self.feeds
+        topic = [offset_of(one) for one in deliveries if one.message.to == first.address]
+        if len(topic) == len(deliveries):
+            return first.settle(topic)
+        inbox = [offset_of(one) for one in deliveries if one.message.to != first.address]
+        return first.settle(topic) + second.settle(inbox)
+
     def entries(self, *, open_: bool, slack: int, whole: bool = False) -> Iterator[tuple[Feed, int, Entry]]:
         """Yield what is to be committed of each feed whose books have changed, or of both, with their version."""
         for feed in self.feeds:
             if whole or not open_ or feed.version != feed.saved or feed.wants_ceiling():
                 offset, metadata = feed.progress.saved(self.epoch, open_=open_, slack=slack)
                 yield feed, feed.version, Entry(self.name, feed.log, feed.partition, offset, metadata)
+
+
+def offset_of(delivery: Delivery) -> int:
+    """Return the offset of what was handed out."""
+    assert isinstance(delivery.position, int), "positions in a partition are offsets"
+    return delivery.position
 
 
 def _stored_at(delivery: Delivery) -> int:

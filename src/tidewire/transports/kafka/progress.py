@@ -90,16 +90,18 @@ class Progress:
         mark = self.marks.get(offset)
         return 0 if mark is None else mark.due
 
-    def settle(self, offset: int) -> None:
-        """Settle *offset*; twice is harmless."""
-        if offset == self.low:
-            self.low = offset + 1
-            if self.settled or self.marks or self.crashes:
-                self.marks.pop(offset, None)
-                self._advance()
-        elif offset > self.low:
-            self.settled.add(offset)
-            self.marks.pop(offset, None)
+    def settle(self, offsets: Iterable[int]) -> None:
+        """Settle *offsets*; twice is harmless."""
+        low, settled, marks = self.low, self.settled, self.marks
+        for offset in offsets:
+            if offset == low:
+                low += 1
+            elif offset > low:
+                settled.add(offset)
+            if marks:
+                marks.pop(offset, None)
+        self.low = low
+        self._advance()
 
     def skip(self, start: int, end: int) -> None:
         """There is nothing at the offsets from *start* to *end* - 1."""

@@ -8,6 +8,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Container, Sequence
 from datetime import timedelta
 from functools import partial
+from itertools import groupby
+from operator import attrgetter
 
 import msgspec
 
@@ -29,7 +31,7 @@ from tidewire.model import (
 )
 from tidewire.protocols import Clock
 from tidewire.transports.kafka.fetching import Fetched, Fetcher, Source
-from tidewire.transports.kafka.lanes import Feed, Lane
+from tidewire.transports.kafka.lanes import Feed, Lane, offset_of
 from tidewire.transports.kafka.member import Commit, Entry, Member, Opened
 from tidewire.transports.kafka.names import inbox_topic
 
@@ -112,10 +114,11 @@ class KafkaReceiver:
         if self.subscription.ordering == "key" and any(one.delay > ZERO for one in release):
             raise ValueError("under ordering by key a release has no delay: hold the key, or move the delivery")
         lanes: dict[str, Lane] = {}
-        for delivery in ack:
-            if (lane := self._lanes.get(delivery.lane)) is not None and lane.epoch == delivery.epoch:
-                lanes[delivery.lane] = lane
-                self._unsettled -= lane.feed_of(delivery.message.to).settle(_offset(delivery))
+        for name, run in groupby(ack, attrgetter("lane")):
+            lane = self._lanes.get(name)
+            if lane is not None and (ours := [one for one in run if one.epoch == lane.epoch]):
+                lanes[name] = lane
+                self._unsettled -= lane.settle(ours)
         for one in release:
             if (lane := self._lane(one.delivery)) is not None:
                 lanes[lane.name] = lane
@@ -125,7 +128,7 @@ class KafkaReceiver:
             if (lane := self._lane(onward.delivery)) is not None:
                 lanes[lane.name] = lane
                 if all(receipt.ok for receipt in moved.get(place, ())):
-                    self._unsettled -= lane.feed_of(onward.delivery.message.to).settle(_offset(onward.delivery))
+                    self._unsettled -= lane.settle([onward.delivery])
         self._woken.set()
         lost = await self._commit(list(lanes.values()))
         kept = {name: lane.epoch for name, lane in lanes.items() if name not in lost}
@@ -203,7 +206,7 @@ class KafkaReceiver:
         """Return the offset that is to be handed out next, by partition, of those of *lanes* that may hand out."""
         open_ = [lane for lane in self._order if lane.name in lanes and not (lane.paused or lane.revoking)]
         feeds = [feed for lane in open_ for feed in lane.feeds if feed.has_window and not feed.paused]
-        return {(one.log, one.partition): one.fresh[0][0] if one.fresh else one.next_offset for one in feeds}
+        return {(one.log, one.partition): offset_of(one.fresh[0]) if one.fresh else one.next_offset for one in feeds}
 
     def _check(self) -> None:
         if os.getpid() != self._process:
@@ -404,14 +407,14 @@ class KafkaReceiver:
         if one.delay > ZERO:
             due = self._clock.now_us() + one.delay // timedelta(microseconds=1)
         feed = lane.feed_of(one.delivery.message.to)
-        self._unsettled -= feed.give_back(_offset(one.delivery), counted=one.counted, due=due)
+        self._unsettled -= feed.give_back(offset_of(one.delivery), counted=one.counted, due=due)
 
     async def _store(self, moves: Sequence[Move]) -> dict[int, Sequence[Receipt]]:
         """Publish the messages of those moves whose deliveries are out and ours; return the receipts by place."""
         chosen: list[int] = []
         for place, one in enumerate(moves):
             lane = self._lane(one.delivery)
-            if lane is not None and _offset(one.delivery) in lane.feed_of(one.delivery.message.to).out:
+            if lane is not None and offset_of(one.delivery) in lane.feed_of(one.delivery.message.to).out:
                 chosen.append(place)
         messages = [message for place in chosen for message in moves[place].messages]
         receipts = iter(await self._publish(messages) if messages else ())
@@ -472,11 +475,6 @@ class KafkaReceiver:
         else:
             done.set_result(result)
         self._woken.set()
-
-
-def _offset(delivery: Delivery) -> int:
-    assert isinstance(delivery.position, int), "positions in a partition are offsets"
-    return delivery.position
 
 
 def _topic_of(address: Address) -> str:

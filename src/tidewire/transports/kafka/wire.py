@@ -82,17 +82,18 @@ def read_record(to: Address, key: bytes | None, *, value: bytes | None, headers:
     try:  # names that were seen before, and text: what nearly every record has
         ours = {_PLAIN[name]: _text(raw) for name, raw in _pairs(headers)}
         handed = ours.pop(_HANDED, None)
+        text_key = None if key is None else _text(key)
     except (KeyError, TypeError, UnicodeDecodeError):
         ours, own, foreign = _headers_of(headers)
         handed = own.get(_AT)
-    text_key = None if key is None else key.decode("utf-8", "surrogateescape")
-    if isinstance(to, DeadChannel):
-        text_key = None if _KEYLESS in own else own.get(_KEY, text_key)
+        text_key = None if key is None else key.decode("utf-8", "surrogateescape")
     base = ms * 1000
     at = base if (said := _number(handed)) is None else said
     id_, source, due = ours.get("ce-id", ""), ours.get("ce-source", ""), None
     if own:
         id_, source, due = own.get(_ID, id_), own.get(_SOURCE, source), _number(own.get(_DUE))
+        if isinstance(to, DeadChannel):
+            text_key = None if _KEYLESS in own else own.get(_KEY, text_key)
     message = Message(to, id_, source, text_key, ours, value or b"", due)
     stored_at = at if base <= at <= base + 999 else base if at < base else base + 999
     return Read(message, foreign, stored_at, at)
