@@ -9,12 +9,12 @@ from contextlib import asynccontextmanager
 from hashlib import blake2b
 from typing import Any
 
-import asyncpg
 import msgspec
 import psycopg
 
 from benchmarks.measure import Figure, Sample, paired
 from benchmarks.postgres import emptied, server
+from benchmarks.postgres_callers import callers_rows
 from benchmarks.throughput import counted
 from benchmarks.work import OPTIONS, Counter, OrderPlaced, OrderSeen, order
 from tidewire import Context, Service, running
@@ -150,24 +150,14 @@ async def _twin(url: str, total: int) -> Sample:
 
 
 def _outbox_rows(url: str, rounds: int, scale: float) -> list[Figure]:
-    """A transaction with one row of the user's, beside the same with one and with three outbox rows; and one of
-    asyncpg's, with one."""
+    """A transaction with one row of the user's, beside the same with one and with three outbox rows; and those of other
+    libraries, with one."""
     total = max(320, int(8_000 * scale))
 
     async def transactions(rows: int) -> Sample:
         async with _opened(url) as store:
             messages = [_message(f"o-{n}") for n in range(rows)]
             return await counted(total, lambda: _units(store, total, messages))
-
-    async def callers(rows: int) -> Sample:
-        async with _opened(url) as store:
-            messages = [_message(f"o-{n}") for n in range(rows)]
-            connections = [await asyncpg.connect(url) for _ in range(_AT_ONCE)]
-            try:
-                return await counted(total, lambda: _in_asyncpg(store, connections, total, messages))
-            finally:
-                for connection in connections:
-                    await connection.close()
 
     def bound(rows: int) -> Callable[[], Sample]:
         return _ours(lambda: transactions(rows))
@@ -187,13 +177,7 @@ def _outbox_rows(url: str, rounds: int, scale: float) -> list[Figure]:
             rounds=rounds,
             target=0.9,
         ),
-        paired(
-            "PostgreSQL, asyncpg's transaction with 1 outbox row, beside one without",
-            ours=_ours(lambda: callers(1)),
-            native=_ours(lambda: callers(0)),
-            rounds=rounds,
-            target=0.7,
-        ),
+        *callers_rows(url, _opened, [_message("o-1")], total=total, rounds=rounds),
     ]
 
 
@@ -205,22 +189,6 @@ async def _units(store: PostgresStore, total: int, messages: Sequence[Message]) 
             if messages:
                 await store.outbox.put(unit, messages)
             await (await unit.seal())
-
-    await asyncio.gather(*(some(start) for start in range(_AT_ONCE)))
-
-
-async def _in_asyncpg(
-    store: PostgresStore, connections: Sequence[asyncpg.Connection], total: int, messages: Sequence[Message]
-) -> None:
-    async def some(start: int) -> None:
-        connection = connections[start]
-        for number in range(start, total, _AT_ONCE):
-            async with connection.transaction():
-                await connection.execute("INSERT INTO seen VALUES ($1, 1)", str(number))
-                if messages:
-                    unit = store.adopt_tx(connection)
-                    assert unit is not None, "asyncpg is known"
-                    await store.outbox.put(unit, messages)
 
     await asyncio.gather(*(some(start) for start in range(_AT_ONCE)))
 

@@ -5,7 +5,7 @@ A handle is known by the module and the name of its class, so that no library is
 
 from __future__ import annotations
 
-from tidewire.kit.handles.kinds import async_handle, describe, is_in_transaction, sync_handle
+from tidewire.kit.handles.kinds import async_handle, describe, sync_handle, transaction_look
 from tidewire.kit.handles.seam import AsyncHandle, AsyncSql, SyncHandle, SyncSql
 from tidewire.kit.handles.unit import CallersUnit
 
@@ -17,6 +17,6 @@ __all__ = [
     "SyncSql",
     "async_handle",
     "describe",
-    "is_in_transaction",
     "sync_handle",
+    "transaction_look",
 ]

@@ -18,7 +18,7 @@ from tidewire.kit.handles.sqlalchemy import (
 )
 from tidewire.kit.handles.sqlite import SqliteConnection
 
-__all__ = ["async_handle", "describe", "is_in_transaction", "sync_handle"]
+__all__ = ["async_handle", "describe", "sync_handle", "transaction_look"]
 
 T = TypeVar("T")
 
@@ -53,7 +53,7 @@ class _Kind(NamedTuple):
     name: str
     asynchronous: Callable[[object], AsyncHandle] | None
     synchronous: Callable[[object], SyncHandle] | None
-    is_in_transaction: Callable[[Any], bool] | None
+    look: Callable[[Any], bool] | None
 
 
 _kinds: WeakKeyDictionary[type, _Kind] = WeakKeyDictionary()
@@ -76,11 +76,10 @@ def describe(tx: object) -> str:
     return _kind_of(tx.__class__).name
 
 
-def is_in_transaction(connection: Any) -> bool | None:
-    """Return whether a driver's own *connection* has a transaction open, as the driver knows it without asking the
-    server. None where the driver does not say."""
-    look = _kind_of(connection.__class__).is_in_transaction
-    return None if look is None else look(connection)
+def transaction_look(connection: object) -> Callable[[Any], bool] | None:
+    """Return what says of a driver's own *connection* whether it has a transaction open, without asking the server.
+    None where the driver does not say."""
+    return _kind_of(connection.__class__).look
 
 
 def _kind_of(cls: type) -> _Kind:

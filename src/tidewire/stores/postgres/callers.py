@@ -12,7 +12,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from tidewire.errors import ConfigurationError
-from tidewire.kit.handles import AsyncSql, SyncSql, is_in_transaction
+from tidewire.kit.handles import AsyncSql, transaction_look
 from tidewire.kit.postgres.place import PostgresPlace
 from tidewire.stores.postgres.access import Access
 
@@ -39,17 +39,16 @@ class Identity:
         """Ask the store which one it is."""
         ((self._id,),) = (await access.run("reading the store's id", (self.ask, ()))).rows()
 
-    def knows(self, what: str, sql: AsyncSql | SyncSql) -> bool:
-        """Whether *sql* is known to lead to the store.
+    def knows(self, connection: object) -> bool:
+        """Whether a driver's *connection* is known to lead to the store."""
+        return connection in self._known
 
-        Raises:
-            ConfigurationError: it leads to no PostgreSQL at all.
-        """
-        if sql.dialect != "postgresql":
+    def check_dialect(self, what: str, dialect: str) -> None:
+        """Refuse what leads to no PostgreSQL at all."""
+        if dialect != "postgresql":
             raise ConfigurationError(
-                f"{what} is to a database of {sql.dialect}, the store is {self._shown}", hint=_ONE_DATABASE
+                f"{what} is to a database of {dialect}, the store is {self._shown}", hint=_ONE_DATABASE
             )
-        return sql.connection in self._known
 
     def check_there(self, what: str, rows: Sequence[tuple[Any, ...]]) -> None:
         """Refuse a database that has no tables of a store."""
@@ -59,22 +58,22 @@ class Identity:
                 hint=f"{_ONE_DATABASE}; `tidewire store upgrade` makes its tables",
             )
 
-    def check(self, what: str, sql: AsyncSql | SyncSql, rows: Sequence[tuple[Any, ...]]) -> None:
+    def check(self, what: str, connection: object, rows: Sequence[tuple[Any, ...]]) -> None:
         """Refuse another store's database, and remember a connection that is right."""
         if self._id and [*rows] != [(self._id,)]:
             raise ConfigurationError(f"{what} is to another database than {self._shown}", hint=_ONE_DATABASE)
-        self._known[sql.connection] = self._id
+        self._known[connection] = self._id
 
 
 async def check_identity(identity: Identity, what: str, sql: AsyncSql) -> None:
-    """Nothing, if *sql* leads to the store of *identity*.
+    """Ask where *sql* leads, and remember it if that is the store of *identity*.
 
     Raises:
         ConfigurationError: *what* leads elsewhere; nothing was written, and the transaction goes on.
     """
-    if not identity.knows(what, sql):
-        identity.check_there(what, await sql.rows(identity.there))
-        identity.check(what, sql, await sql.rows(identity.ask))
+    identity.check_dialect(what, sql.dialect)
+    identity.check_there(what, await sql.rows(identity.there))
+    identity.check(what, sql.connection, await sql.rows(identity.ask))
 
 
 class CallersCommits:
@@ -93,13 +92,15 @@ class CallersCommits:
 
     def sees(self, connection: object) -> bool:
         """Whether somebody looks, and the driver of *connection* says whether it is in a transaction."""
-        return self._watches and is_in_transaction(connection) is not None
+        return self._watches and transaction_look(connection) is not None
 
     def expect(self, connection: object, parts: Iterable[int]) -> None:
-        """Tell of *parts* when the transaction that *connection* is in has ended."""
+        """Tell of *parts* when the transaction that *connection*, which we can see, is in has ended."""
         known = self._open.get(id(connection))
         if known is None:
-            known = self._open[id(connection)] = _Open(connection)
+            look = transaction_look(connection)
+            assert look is not None, "we can see it"
+            known = self._open[id(connection)] = _Open(connection, look)
             self._expected.set()
         elif known.was_open:  # this may be the next transaction of a connection that hardly rests
             self._committed(known.parts)
@@ -125,7 +126,7 @@ class CallersCommits:
     def _look(self) -> bool:
         now = asyncio.get_running_loop().time()
         for one in self._open.values():
-            one.was_open = now <= one.until and bool(is_in_transaction(one.connection))
+            one.was_open = now <= one.until and one.look(one.connection)
         ended = [name for name, one in self._open.items() if not one.was_open]
         if ended:
             self._committed({part for name in ended for part in self._open.pop(name).parts})
@@ -135,6 +136,7 @@ class CallersCommits:
 @dataclass(slots=True)
 class _Open:
     connection: object
+    look: Callable[[Any], bool]
     parts: set[int] = field(default_factory=set[int])
     until: float = 0.0
     was_open: bool = False

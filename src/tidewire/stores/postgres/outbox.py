@@ -84,12 +84,14 @@ class PostgresOutbox:
             return
         rows = self.rows(messages)
         sql = await unit.handle.begun()
-        await check_identity(self.identity, f"publish(tx=…): this {describe(unit.tx)}", sql)
-        is_seen = self.commits.sees(sql.connection)
+        connection = sql.connection
+        if not self.identity.knows(connection):
+            await check_identity(self.identity, f"publish(tx=…): this {describe(unit.tx)}", sql)
+        is_seen = self.commits.sees(connection)
         for text, parameters in self._inserts(rows, self._insert) if is_seen else self.told(rows):
             await sql.rows(text, parameters)
         if is_seen:  # now, and not before: SQLAlchemy begins with the first statement
-            self.commits.expect(sql.connection, [row.part for row in rows])
+            self.commits.expect(connection, [row.part for row in rows])
 
     def rows(self, messages: Sequence[Message]) -> list[Leaving]:
         """Return the rows of *messages*; what cannot be a row raises here, and not at the commit."""

@@ -41,7 +41,8 @@ class PostgresStatements:
 
     async def check(self, sql: AsyncSql, what: str) -> None:
         """Ask the table ``store``."""
-        await check_identity(self._outbox.identity, what, sql)
+        if not self._outbox.identity.knows(sql.connection):
+            await check_identity(self._outbox.identity, what, sql)
 
     def guard(self, guard: Guard) -> Step:
         """Look for the epoch by the primary key, and hold it."""

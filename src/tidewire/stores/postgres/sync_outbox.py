@@ -33,10 +33,12 @@ class PostgresSyncOutbox:
         if handle is None:
             raise _no_handle(tx)
         sql = handle.begun()
-        what = f"publish(tx=…): this {describe(tx)}"
-        if not self._outbox.identity.knows(what, sql):
-            self._outbox.identity.check_there(what, sql.rows(self._outbox.identity.there))
-            self._outbox.identity.check(what, sql, sql.rows(self._outbox.identity.ask))
+        identity = self._outbox.identity
+        if not identity.knows(sql.connection):
+            what = f"publish(tx=…): this {describe(tx)}"
+            identity.check_dialect(what, sql.dialect)
+            identity.check_there(what, sql.rows(identity.there))
+            identity.check(what, sql.connection, sql.rows(identity.ask))
         for text, parameters in statements:
             sql.rows(text, parameters)
 
