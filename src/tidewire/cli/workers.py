@@ -11,6 +11,7 @@ from datetime import timedelta
 
 from tidewire.cli.exits import FAILED, OK, UNAVAILABLE, USAGE
 from tidewire.cli.processes import Pack, Patience, Restarts
+from tidewire.kit.waits import happens
 
 __all__ = ["supervise"]
 
@@ -96,11 +97,7 @@ class _Crew:
             del self._slots[process]
 
     async def _pause(self, delay: timedelta) -> None:
-        try:
-            async with asyncio.timeout(delay.total_seconds()):
-                await self._pack.stopping.wait()
-        except TimeoutError:
-            return
+        await happens(self._pack.stopping, delay.total_seconds())
 
     def _on_kill(self, process: Process) -> None:
         _logger.error("tidewire.workers.killed", extra={"worker": self._slots[process], "worker_process": process.pid})

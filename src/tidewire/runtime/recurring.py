@@ -10,6 +10,7 @@ from typing import Any
 
 from tidewire.clock import microseconds, moment
 from tidewire.errors import AlreadyMarked, StoreRefused
+from tidewire.kit.waits import happens
 from tidewire.model import ZERO, Message, Topic
 from tidewire.rules.outgoing import derived_id
 from tidewire.rules.recurrence import plan_run
@@ -140,8 +141,4 @@ class RecurringTask:
         return self._jitter.between(ZERO, delay_ceiling(self._recurring.retry, self._failures))
 
     async def _pause(self, wait: timedelta) -> None:
-        try:
-            async with asyncio.timeout(wait.total_seconds()):
-                await self._stopping.wait()
-        except TimeoutError:
-            return
+        await happens(self._stopping, wait.total_seconds())

@@ -16,6 +16,7 @@ from datetime import timedelta
 from tidewire.errors import ConfigurationError, StoreUnavailable, TransportUnavailable
 from tidewire.kit.groups import first_error
 from tidewire.kit.looks import Identified, SeesRelays
+from tidewire.kit.waits import happens
 from tidewire.model import Pending, Receipt
 from tidewire.protocols import Store, Transport
 from tidewire.rules.letters import topic_of
@@ -169,9 +170,7 @@ class Relay:
                 if self._outages_of:
                     self._trouble = TransportUnavailable("the broker did not store some events; they are sent again")
                     return
-            with suppress(TimeoutError):
-                async with asyncio.timeout(None if rests is None else max(_LEAST.total_seconds(), rests)):
-                    await self._moved.wait()
+            await happens(self._moved, None if rests is None else max(_LEAST.total_seconds(), rests))
 
     async def _round(self, flights: asyncio.TaskGroup) -> None:
         self._raise_trouble()
@@ -345,13 +344,8 @@ class Relay:
         await self._pause(delay.total_seconds())
 
     async def _pause(self, seconds: float) -> None:
-        if seconds <= 0.0:
-            return
-        try:
-            async with asyncio.timeout(seconds):
-                await self._stopping.wait()
-        except TimeoutError:
-            return
+        if seconds > 0.0:
+            await happens(self._stopping, seconds)
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()

@@ -11,6 +11,7 @@ import msgspec
 
 from tidewire.errors import ConfigurationError, StoreRefused, TransportRefused, TransportUnavailable
 from tidewire.kit.groups import first_error
+from tidewire.kit.waits import happens
 from tidewire.model import Fact, Subscription
 from tidewire.protocols import Receiver, Transport
 from tidewire.rules.retry import outage_delay
@@ -139,8 +140,4 @@ class Subscriber:
 
     async def _back_off(self) -> None:
         delay = outage_delay(min(self._failures, 8), self._parts.jitter).total_seconds()
-        try:
-            async with asyncio.timeout(delay):
-                await self._stopping.wait()
-        except TimeoutError:
-            return
+        await happens(self._stopping, delay)

@@ -19,6 +19,7 @@ from tidewire.cli.dev.log import DEV, Log
 from tidewire.cli.exits import FAILED, OK, USAGE
 from tidewire.cli.processes import Pack, Patience, Restarts
 from tidewire.config import Settings
+from tidewire.kit.waits import happens
 
 __all__ = ["Crew", "Member"]
 
@@ -118,11 +119,7 @@ class Crew:
         again = None if delay is None else delay.total_seconds()
         how = f"killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         self._log.line(member.name, "ended", level="error", text=f"{how}; {after}", code=code, again_in_s=again)
-        try:
-            async with asyncio.timeout(again):
-                await member.asked.wait()
-        except TimeoutError:
-            return
+        await happens(member.asked, again)
 
     async def _run_once(self, member: Member) -> int:
         takes = (self._output(member), self._output(member), self._report(member))

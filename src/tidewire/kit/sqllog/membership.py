@@ -17,6 +17,7 @@ from tidewire.kit.sqllog.lanes import Lane, extend, give_back, take, wanted
 from tidewire.kit.sqllog.names import TopicRow
 from tidewire.kit.sqllog.receiver import LogReceiver
 from tidewire.kit.sqllog.shared import Shared
+from tidewire.kit.waits import happens
 from tidewire.model import LaneEvent, Subscription
 
 __all__ = ["joined"]
@@ -88,9 +89,7 @@ class Membership:
         """Until cancelled: share lanes with whoever is there, as soon as that changes, and look now and then."""
         interval = min(max(self._lease / 4e9, 0.05), 1.0)
         while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(interval):
-                    await self._receiver.members_changed.wait()
+            await happens(self._receiver.members_changed, interval)
             self._receiver.members_changed.clear()
             try:
                 await self._balance_once()

@@ -15,6 +15,7 @@ from tidewire.kit.sqllog.lanes import Lane, Past, give_back, move_cursor
 from tidewire.kit.sqllog.log import Store, checked, validated
 from tidewire.kit.sqllog.names import TopicRow
 from tidewire.kit.sqllog.shared import Shared
+from tidewire.kit.waits import happens
 from tidewire.model import Delivery, InboxChannel, LaneEvent, Move, Receipt, Release, Settlement, Subscription
 
 __all__ = ["LogReceiver"]
@@ -73,10 +74,7 @@ class LogReceiver:
                 self._hand_out.look_everywhere()
                 continue
             pause = min(rest, _POLL, *([(due - now) / 1e6 + 0.0005] if due is not None and due > now else []))
-            try:
-                async with asyncio.timeout(pause):
-                    await self.woken.wait()
-            except TimeoutError:
+            if not await happens(self.woken, pause):
                 self._hand_out.look_everywhere()
 
     def _is_ours(self, delivery: Delivery) -> bool:

@@ -9,6 +9,7 @@ from datetime import timedelta
 
 import msgspec
 
+from tidewire.kit.waits import happens
 from tidewire.model import Message, Pending, Stuck, Topic
 from tidewire.protocols import Clock, Unit
 from tidewire.rules.relaying import BEHIND, up_to
@@ -41,10 +42,7 @@ class MemoryOutbox:
     async def wait(self, longest: timedelta) -> bool:
         """Wait for a commit or a due time."""
         seconds = min(longest.total_seconds(), self._until_due())
-        try:
-            async with asyncio.timeout(seconds):
-                await self._committed.wait()
-        except TimeoutError:
+        if not await happens(self._committed, seconds):
             return self._until_due() <= 0
         self._committed.clear()
         return True

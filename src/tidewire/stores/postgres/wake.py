@@ -18,6 +18,7 @@ import psycopg
 
 from tidewire.chance import UUID7Ids
 from tidewire.errors import StoreUnavailable
+from tidewire.kit.waits import happens
 from tidewire.stores.postgres.access import Access
 from tidewire.stores.postgres.events import channel_of, notification
 
@@ -49,10 +50,7 @@ class Wake:
     async def wait(self, seconds: float) -> bool:
         """Wait until something may have come since the last call that was told so; False after *seconds*."""
         self._wanted.set()
-        try:
-            async with asyncio.timeout(seconds):
-                await self._flag.wait()
-        except TimeoutError:
+        if not await happens(self._flag, seconds):
             return False
         self._flag.clear()
         return True

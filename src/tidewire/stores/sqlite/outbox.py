@@ -16,6 +16,7 @@ from itertools import chain
 import msgspec
 
 from tidewire.kit.handles import CallersUnit
+from tidewire.kit.waits import happens
 from tidewire.model import Message, Pending, Stuck
 from tidewire.protocols import Clock, Unit
 from tidewire.rules.relaying import BEHIND, up_to
@@ -104,11 +105,7 @@ class SqliteOutbox:
             rest = min(deadline - loop.time(), self._poll, self._until_due())
             if rest <= 0:
                 return self._until_due() <= 0
-            try:
-                async with asyncio.timeout(rest):
-                    await self._committed.wait()
-            except TimeoutError:
-                continue
+            await happens(self._committed, rest)
         self._committed.clear()
         return True
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from aiormq.abc import DeliveredMessage
 
 from tidewire.errors import TransportUnavailable
+from tidewire.kit.waits import happens
 from tidewire.transports.rabbitmq.frames import Parcel, ack_frames, entry, properties
 from tidewire.transports.rabbitmq.library import on_end
 from tidewire.transports.rabbitmq.line import Line
@@ -104,18 +105,8 @@ class _Look:
             mark = properties(entry("tw-at", self._newest.encode()), _MARK, "")
             if await self._outlet.post([Parcel("", self._queue, mark, b"", self._newest)], seconds) != ["ack"]:
                 raise TransportUnavailable(f"{self._outlet.line.what}: {self._queue} takes nothing")
-            if ours or await _within(self._begun, pause):
-                await _within(self._done, seconds if ours else _SOON)
+            if ours or await happens(self._begun, pause):
+                await happens(self._done, seconds if ours else _SOON)
             pause = min(2 * pause, _LATEST)
         if not self._outlet.is_open:
             raise TransportUnavailable(f"{self._outlet.line.what}: the connection is gone")
-
-
-async def _within(event: asyncio.Event, seconds: float) -> bool:
-    """Whether *event* happens in so many *seconds*."""
-    try:
-        async with asyncio.timeout(seconds):
-            await event.wait()
-    except TimeoutError:
-        return False
-    return True

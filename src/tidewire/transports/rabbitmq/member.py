@@ -16,6 +16,7 @@ from aiormq.abc import DeliveredMessage
 
 from tidewire.chance import Ids
 from tidewire.errors import TransportError, TransportRefused, TransportUnavailable
+from tidewire.kit.waits import happens
 from tidewire.model import InboxChannel, LaneEvent, Subscription, Topic
 from tidewire.protocols import Clock
 from tidewire.transports.rabbitmq.dealing import TIER_LEAST_MS, dealt
@@ -156,11 +157,7 @@ class Member:
                 self.failure = error
                 self._hear()
                 return
-            try:
-                async with asyncio.timeout(self._pause()):
-                    await self.news.wait()
-            except TimeoutError:
-                pass
+            await happens(self.news, self._pause())
 
     def _break_off(self, error: TransportUnavailable, *, connected: bool) -> None:
         if not connected:

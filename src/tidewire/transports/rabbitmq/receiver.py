@@ -15,6 +15,7 @@ from datetime import timedelta
 import msgspec
 
 from tidewire.errors import TransportClosed, TransportUnavailable
+from tidewire.kit.waits import happens
 from tidewire.model import (
     ZERO,
     Delivery,
@@ -93,11 +94,7 @@ class RabbitReceiver:
             if any(lane.far for lane in member.lanes.values()):
                 await self._send_on()
                 continue
-            try:
-                async with asyncio.timeout(min(rest, self._pause())):
-                    await self._woken.wait()
-            except TimeoutError:
-                pass
+            await happens(self._woken, min(rest, self._pause()))
 
     async def settle(
         self, *, ack: Sequence[Delivery] = (), release: Sequence[Release] = (), move: Sequence[Move] = ()
@@ -172,11 +169,7 @@ class RabbitReceiver:
                 await member.depart()
         while any(lane.out for lane in member.lanes.values()) and (rest := end - self._loop.time()) > 0:
             self._calm.clear()
-            try:
-                async with asyncio.timeout(rest):
-                    await self._calm.wait()
-            except TimeoutError:
-                return
+            await happens(self._calm, rest)
 
     async def leave(self) -> None:
         """Give everything back uncounted, and leave the group."""
