@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tidewire.clock import SystemClock
-from tidewire.config.urls import BUILT_IN, did_you_mean, masked, path_in, scheme_of
+from tidewire.config.urls import BUILT_IN, EXTRAS, did_you_mean, masked, path_in, scheme_of
 from tidewire.errors import ConfigurationError, MissingExtra, StoreRefused, TransportRefused
 from tidewire.protocols import BrokerLook, Clock, Store, StoreLook, StoreTables, Transport
 from tidewire.rules.findings import Section
@@ -38,7 +38,6 @@ OpenTransport: TypeAlias = Callable[..., AbstractAsyncContextManager[Transport]]
 OpenStore: TypeAlias = Callable[..., AbstractAsyncContextManager[Store]]
 """What an entry point of the group ``tidewire.stores`` names: called with the URL and ``create= clock= poll=``."""
 
-_EXTRAS = {"broker": ("amqp", "amqps", "kafka", "postgresql"), "store": ("postgresql",)}
 _LATER = {"nats", "redis", "sns+sqs", "eventbridge", "mysql"}
 
 
@@ -293,7 +292,7 @@ def _provided(url: str, what: str, group: str) -> Callable[..., Any]:
     found = {point.name: point for point in entry_points(group=group)}
     point = found.get(scheme)
     if point is None:
-        known = sorted({*BUILT_IN, *_EXTRAS[what], *found})
+        known = sorted({*BUILT_IN, *EXTRAS[what], *found})
         later = " (it is not in this version)" if scheme in _LATER else did_you_mean(scheme, known)
         raise ConfigurationError(
             f"{what} {masked(url)!r}: no installed package provides {scheme!r}{later}",

@@ -29,7 +29,7 @@ from tidewire.errors import TransportClosed, TransportError, TransportRefused, T
 from tidewire.kit.threads import apart, to_the_end
 from tidewire.model import Address
 from tidewire.protocols import Clock
-from tidewire.transports.kafka.errors import code_of, is_shut_out, translated
+from tidewire.transports.kafka.errors import code_of, is_shut_out, translated, unreached
 from tidewire.transports.kafka.library import AdminClient, ConfigResource, NewTopic, OffsetSpec, earliest, latest
 from tidewire.transports.kafka.settings import KafkaSettings, admin_conf, fetcher_conf
 from tidewire.transports.kafka.wire import Read, read_record, removal_in
@@ -39,8 +39,7 @@ __all__ = ["Asker", "Place", "Record", "Span"]
 T = TypeVar("T")
 K = TypeVar("K")
 Place = tuple[str, int]
-_STEP = 0.05
-_GLANCE = 0.25
+_STEP, _GLANCE = 0.05, 0.25
 _OPEN = 0.25
 _END = 5.0  # with a question to a dead coordinator open, librdkafka may wait for ever
 _LOOK = 2.0
@@ -94,6 +93,7 @@ class Asker:
         self._replacing = threading.Lock()
         self._turn = 0
         self._refused: KafkaError | None = None
+        self._said: KafkaError | None = None  # what happened last
         self._closed = threading.Event()
         self._hurry = threading.Event()
         self._threads = ThreadPoolExecutor(_THREADS, "tidewire-kafka-ask")
@@ -118,7 +118,7 @@ class Asker:
                 if self._refused is not None:
                     raise translated(self._refused, self.settings.what) from error
                 if self._clock.ticks() > end:
-                    raise translated(error, self.settings.what) from error
+                    raise unreached(self._said or error, self.settings.what) from error
             admin.poll(_STEP)
 
     def _made(self) -> AdminClient:
@@ -169,6 +169,8 @@ class Asker:
     def _on_error(self, error: KafkaError) -> None:
         if is_shut_out(error):
             self._refused = error
+        elif code_of(error) != "_ALL_BROKERS_DOWN":  # which says less than what came before it
+            self._said = error
 
     async def _ask(self, question: Callable[[AdminClient], T], what: str) -> T:
         def ask() -> T:

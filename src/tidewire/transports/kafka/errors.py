@@ -6,7 +6,7 @@ from confluent_kafka import KafkaError, KafkaException
 
 from tidewire.errors import TransportError, TransportRefused, TransportUnavailable
 
-__all__ = ["LOST", "code_of", "is_shut_out", "names_of_errors", "publish_verdict", "translated"]
+__all__ = ["LOST", "code_of", "is_shut_out", "names_of_errors", "publish_verdict", "translated", "unreached"]
 
 _HINTS = {
     "_AUTHENTICATION": "the broker does not accept the user, the password or the mechanism",
@@ -37,12 +37,13 @@ _HINTS = {
     "OFFSET_METADATA_TOO_LARGE": "the broker's offset.metadata.max.bytes must be at least 4096",
     "UNSUPPORTED_COMPRESSION_TYPE": "the broker cannot read what compression= names",
     "UNSUPPORTED_FOR_MESSAGE_FORMAT": "the topic's message format is too old",
-    "_INVALID_ARG": "a client.… setting in the URL is unknown, or its value is impossible",
+    "_INVALID_ARG": "a client.… setting is unknown or impossible, or a file of ca=, cert= or key= cannot be used",
     "_UNSUPPORTED_FEATURE": "this build of librdkafka lacks what was asked",
     "_RESOLVE": "a broker's name cannot be resolved",
     "_AUTO_OFFSET_RESET": "what the group had not settled is no longer retained",
     "OFFSET_OUT_OF_RANGE": "what the group had not settled is no longer retained",
 }
+_UNREACHED = "is there a broker at this address, and does it speak TLS? tls=true or tls=false in the URL says so"
 _REFUSED = frozenset(_HINTS) - {"_RESOLVE", "UNKNOWN_TOPIC_ID", "GROUP_MAX_SIZE_REACHED"}
 _LOST = (
     *("ILLEGAL_GENERATION", "UNKNOWN_MEMBER_ID", "FENCED_MEMBER_EPOCH", "STALE_MEMBER_EPOCH", "REBALANCE_IN_PROGRESS"),
@@ -102,6 +103,13 @@ def translated(error: BaseException | KafkaError, what: str) -> TransportError:
     said = text.str() if isinstance(text, KafkaError) else str(text)
     kind = TransportRefused if code in _REFUSED else TransportUnavailable
     return kind(f"{what}: {said} ({code})", hint=_HINTS.get(code, ""))
+
+
+def unreached(error: BaseException | KafkaError, what: str) -> TransportError:
+    """Return what tidewire raises where *error* is all that was heard, from a broker that never answered."""
+    found = translated(error, what)
+    found.hint = found.hint or _UNREACHED
+    return found
 
 
 def publish_verdict(error: KafkaError) -> tuple[bool, str]:

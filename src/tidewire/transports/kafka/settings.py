@@ -10,10 +10,12 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import msgspec
 
 from tidewire.errors import ConfigurationError
+from tidewire.kit.hosts import hosts_in
 
 __all__ = ["Conf", "KafkaSettings", "admin_conf", "fetcher_conf", "member_conf", "producer_conf", "settings_of"]
 
 Conf: TypeAlias = dict[str, str | int | float | bool]
+_EXAMPLE = "kafka://host:9092,host2:9092?tls=true&compression=zstd"
 _GROUP_EPOCH_LEAST = (2, 15, 0)
 _HEARTBEAT = 1_000
 """By the older protocol the client looks no oftener than once in so many milliseconds whether a heartbeat is due."""
@@ -76,9 +78,7 @@ def settings_of(url: str) -> KafkaSettings:
     parts = urlsplit(url)
     credentials, _, servers = parts.netloc.rpartition("@")
     if not servers or parts.path.strip("/"):
-        raise ConfigurationError(
-            "a kafka:// URL names brokers and no path", hint="kafka://host:9092,host2:9092?tls=true&compression=zstd"
-        )
+        raise ConfigurationError("a kafka:// URL names brokers and no path", hint=_EXAMPLE)
     given = dict(parse_qsl(parts.query, keep_blank_values=True))
     client = {name.removeprefix("client."): value for name, value in given.items() if name.startswith("client.")}
     if wrong := sorted(_OURS & set(client)):
@@ -96,9 +96,9 @@ def settings_of(url: str) -> KafkaSettings:
     if not 0.1 <= query.timeout <= 3600 or query.message_bytes_max < 1024:
         raise ConfigurationError("timeout must lie between 0.1 and 3600 seconds, message_bytes_max above 1024")
     user, _, password = credentials.partition(":")
-    servers = ",".join(one if ":" in one.rpartition("]")[2] else f"{one}:9092" for one in servers.split(","))
+    hosts = hosts_in(servers, port=9092, example=_EXAMPLE)
     return KafkaSettings(
-        servers=servers,
+        servers=",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in hosts),
         security=_security(query, unquote(user), unquote(password)),
         compression=query.compression,
         timeout=query.timeout,

@@ -8,10 +8,12 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 import msgspec
 
 from tidewire.errors import ConfigurationError
+from tidewire.kit.hosts import hosts_in
 
 __all__ = ["RabbitSettings", "settings_of"]
 
 _PORTS = {"amqp": 5672, "amqps": 5671}
+_EXAMPLE = "amqp://user:password@host:5672/vhost"
 _SETTINGS = "docs/rabbitmq.md lists the settings"
 
 
@@ -72,7 +74,7 @@ def settings_of(url: str) -> RabbitSettings:
     parts = urlsplit(url)
     credentials, _, hosts = parts.netloc.rpartition("@")
     if parts.scheme not in _PORTS or not hosts:
-        raise ConfigurationError("an amqp:// URL names a broker", hint="amqp://user:password@host:5672/vhost")
+        raise ConfigurationError("an amqp:// URL names a broker", hint=_EXAMPLE)
     try:
         query = msgspec.convert(dict(parse_qsl(parts.query, keep_blank_values=True)), _Query, strict=False)
     except msgspec.ValidationError as error:
@@ -88,7 +90,7 @@ def settings_of(url: str) -> RabbitSettings:
         raise ConfigurationError("ca=, cert= and key= belong to amqps://", hint=_SETTINGS)
     user, _, password = credentials.partition(":")
     return RabbitSettings(
-        servers=tuple(_server(one, _PORTS[parts.scheme]) for one in hosts.split(",")),
+        servers=tuple(hosts_in(hosts, port=_PORTS[parts.scheme], example=_EXAMPLE)),
         user=unquote(user) if credentials else "guest",
         password=unquote(password) if credentials else "guest",
         vhost=unquote(parts.path[1:]) or "/",
@@ -100,13 +102,3 @@ def settings_of(url: str) -> RabbitSettings:
         replicas=query.replicas,
         message_bytes_max=query.message_bytes_max,
     )
-
-
-def _server(text: str, port: int) -> tuple[str, int]:
-    host, colon, number = text.rpartition(":") if not text.endswith("]") else (text, "", "")
-    if colon and not number.isdigit():
-        raise ConfigurationError(f"{number!r} is no port", hint="amqp://user:password@host:5672/vhost")
-    host = (host if colon else text).strip("[]")
-    if not host:
-        raise ConfigurationError("an amqp:// URL names a broker", hint="amqp://user:password@host:5672/vhost")
-    return host, int(number) if colon else port
