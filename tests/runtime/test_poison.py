@@ -169,3 +169,36 @@ def test_a_structured_event_is_kept_as_it_came(opened: Opened) -> None:
             await world.until(lambda: seen == ["web o-1"])
 
     asyncio.run(scenario())
+
+
+def test_what_is_no_cloudevent_is_a_dead_letter_at_once(opened: Opened) -> None:
+    """Without an id or a source, or with a time that is none, no retry helps: it holds nobody up, and two without an id
+    are not taken for one event."""
+    service, seen = Service("billing"), list[str]()
+
+    @service.on(OrderPlaced, on_dead_letter="continue")
+    async def take(order: OrderPlaced, context: Context) -> None:
+        seen.append(f"{context.envelope.id} {order.order_id}")
+
+    def foreign(id_: str, order_id: str, **attributes: str) -> Message:
+        headers = {"ce-type": "shop.order.placed", "ce-source": "web", **({"ce-id": id_} if id_ else {})}
+        headers |= {f"ce-{name}": value for name, value in attributes.items()}
+        body = f'{{"order_id": "{order_id}"}}'.encode()
+        return Message(Topic("shop.order"), id_, headers["ce-source"], "k", headers, body)
+
+    async def scenario() -> None:
+        async with opened() as world, world.running(service):
+            await world.transport.publish(
+                [
+                    *(foreign("", "1"), foreign("", "1"), foreign("", "2"), foreign("e-1", "3", source="")),
+                    *(foreign("e-2", "4", time="yesterday"), foreign("e-3", "5")),
+                ]
+            )
+            await world.until(lambda: seen == ["e-3 5"])
+            await world.until(lambda: world.settled("shop.order", "billing"))
+            letters = [one.message for one in await world.dead("shop.order", "billing")]
+            assert ["undecodable"] * 5 == [letter.headers["dl-reason"] for letter in letters]
+            assert ["", "", "", "e-1", "e-2"] == [letter.id for letter in letters]
+            assert 0 == world.observer.count("retried")
+
+    asyncio.run(scenario())

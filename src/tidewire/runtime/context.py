@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Generic
 
+from tidewire.errors import DecodeError
 from tidewire.model import ZERO, Envelope, Message
 from tidewire.protocols import Unit
 from tidewire.rules.cloudevents import envelope_of
@@ -38,7 +39,7 @@ class Context(Generic[Tx]):
 
     __slots__ = (
         "_envelope", "_log", "_publish", "_waited", "_waits_since", "attempt", "message", "messages", "outgoing",
-        "resources", "unit",
+        "resources", "unit", "unreadable",
     )  # fmt: skip
 
     def __init__(
@@ -57,6 +58,7 @@ class Context(Generic[Tx]):
         self.resources = resources
         self.outgoing: list[Message] = []
         self._publish = publish
+        self.unreadable: DecodeError | None = None
         self._envelope: Envelope | None = None
         self._log: logging.LoggerAdapter[logging.Logger] | None = None
         self._waited = 0.0
@@ -66,13 +68,20 @@ class Context(Generic[Tx]):
     def envelope(self) -> Envelope:
         """The event's context attributes."""
         if self._envelope is None:
-            self._envelope = envelope_of(self.message.headers)
+            self._envelope = self._read(self.message)
         return self._envelope
 
     @property
     def envelopes(self) -> Sequence[Envelope]:
         """The context attributes of each event of a batch, in its order."""
-        return [envelope_of(message.headers) for message in self.messages]
+        return [self._read(message) for message in self.messages]
+
+    def _read(self, message: Message) -> Envelope:
+        try:
+            return envelope_of(message.headers)
+        except DecodeError as error:
+            self.unreadable = error
+            raise
 
     @property
     def several(self) -> bool:

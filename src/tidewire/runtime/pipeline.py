@@ -47,6 +47,7 @@ __all__ = ["Pipeline"]
 
 _HANDLED = Handled()
 _RAN = Ran(_HANDLED)
+_NAMELESS = "the message has no ce-id or no ce-source: this is not a CloudEvent"
 
 
 class Pipeline:
@@ -100,9 +101,12 @@ class Pipeline:
                     if work.verdict is None:
                         skipped.append(work)
                     continue
+            work.route = route
+            if not (work.delivery.message.id and work.delivery.message.source):  # it would be known by another's mark
+                work.verdict = DeadLetter(Reason.UNDECODABLE, _NAMELESS)
+                continue
             if FAILURE in message.headers and type(message.to) is InboxChannel:  # in a topic anybody may say anything
                 work.failure = failure_in(message.headers)
-            work.route = route
             work.todo = route.handlers
             if store is not None:
                 asked += [(work, bound) for bound in route.handlers]
@@ -231,6 +235,8 @@ class Pipeline:
             work.cancellable = False
             if unit is not None:
                 await unit.rollback()
+            if isinstance(error, DecodeError) and error is context.unreadable:  # no retry makes it another
+                return Ran(DeadLetter(Reason.UNDECODABLE, str(error), error))
             return await self._failed(work, error, bound)
 
     async def process_batch(self, works: Sequence[Work]) -> Ran | None:
