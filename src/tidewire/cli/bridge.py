@@ -15,6 +15,7 @@ from tidewire.cli.brokers import Broker
 from tidewire.cli.exits import OK, CommandParser, whole_number
 from tidewire.cli.shown import Progress, emit
 from tidewire.config import masked, open_transport
+from tidewire.config.urls import one_file
 from tidewire.errors import ConfigurationError
 from tidewire.operations.bridging import Bridge, prepare
 from tidewire.protocols import Transport
@@ -63,7 +64,9 @@ def main(arguments: Sequence[str]) -> int:
     ends = parser.add_mutually_exclusive_group()
     ends.add_argument("--follow", action="store_true", help="copy what comes, until a signal")
     ends.add_argument("--until-empty", action="store_true", help="end when nothing is left (the default)")
-    parser.add_argument("--provision", action="store_true", help="make topics that are missing on TO")
+    parser.add_argument(
+        "--provision", action="store_true", help="make what is missing on TO: topics, and a broker's file or tables"
+    )
     parser.add_argument(
         "--lanes", type=whole_number(1, 10_000), metavar="N", help="for --provision (default: as on FROM)"
     )
@@ -72,7 +75,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="JSON on standard output, its keys documented and stable")
     options = parser.parse_all(arguments)
-    if options.source == options.target:
+    if options.source == options.target or one_file(options.source, options.target):
         parser.error("FROM and TO are one broker")
     for url in (options.source, options.target):
         if url.startswith("memory:"):
@@ -87,7 +90,7 @@ async def _bridge(options: argparse.Namespace) -> int:
         source: Transport = await stack.enter_async_context(open_transport(options.source, create=False))
         if not isinstance(source, Broker):
             raise ConfigurationError(f"the broker {masked(options.source)} cannot be looked into")
-        target = await stack.enter_async_context(open_transport(options.target))
+        target = await stack.enter_async_context(open_transport(options.target, create=options.provision))
         begun = await prepare(
             source, target, topics, group=options.group, create=options.provision, lanes=options.lanes
         )

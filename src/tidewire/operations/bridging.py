@@ -15,6 +15,7 @@ from typing import Protocol, runtime_checkable
 import msgspec
 
 from tidewire.errors import ConfigurationError, TransportRefused, TransportUnavailable
+from tidewire.kit.looks import Identified
 from tidewire.model import Delivery, GroupInfo, GroupSpec, LaneEvent, Message, Receipt, Stats, Subscription, TopicSpec
 from tidewire.protocols import Inspector, Receiver, Transport
 
@@ -24,6 +25,8 @@ _BATCH = 500
 _WAIT = timedelta(seconds=1)
 _LEASE = timedelta(seconds=10)
 _PAUSE_FIRST, _PAUSE_MAX = 0.1, 5.0
+_NOTHING_MAX = 20.0
+"""Seconds for which the other side may take nothing of a batch before it counts as away."""
 _FOR_NOW = ("full", "after_failure")
 
 
@@ -57,8 +60,9 @@ async def prepare(
     *create* those that read it on the first side, but *group*, the bridge's own. Return whether that is there already.
 
     Raises:
-        ConfigurationError: one is missing; names all.
+        ConfigurationError: one is missing; names all. Or both sides are one broker, whatever it was called.
     """
+    await _demand_two(source, target)
     there = {info.name: info for info in await source.topics()}
     missing = [name for name in topics if name not in there]
     if missing:
@@ -79,6 +83,15 @@ async def prepare(
             await target.provision((), wanted)
         await _demand_readers(target, topics)
     return all(group in found for found in readers.values())
+
+
+async def _demand_two(source: object, target: object) -> None:
+    """Raise where both are one broker: its own copies would be copied, for ever."""
+    if not (isinstance(source, Identified) and isinstance(target, Identified)):
+        return
+    name = await source.identity()
+    if name and name == await target.identity():
+        raise ConfigurationError("the two brokers are one, called by two names", hint="name the one to copy to")
 
 
 async def _demand_readers(target: Transport, topics: Sequence[str]) -> None:
@@ -163,9 +176,13 @@ class Bridge:
         """Publish until the other side has each of *deliveries*, for certain: what it is unsure of goes once more.
 
         Order stays, since a message that was not stored lets none of its key pass, and nothing new is sent before.
+
+        Raises:
+            TransportUnavailable: it has taken nothing for a while. TransportRefused: it never will.
         """
         waiting = [_copy_of(delivery) for delivery in deliveries]
-        pause = _PAUSE_FIRST
+        loop = asyncio.get_running_loop()
+        pause, since = _PAUSE_FIRST, loop.time()
         while waiting:
             receipts = await self._target.publish(waiting)
             self.copied.stored += sum(receipt.status == "stored" for receipt in receipts)
@@ -178,7 +195,15 @@ class Bridge:
                     hint="it stays where it is, and so does what follows; once the other broker takes it, begin again",
                 )
             left = [message for message, receipt in zip(waiting, receipts, strict=True) if not receipt.ok]
-            if left and len(left) == len(waiting):
+            if len(left) < len(waiting):
+                pause, since = _PAUSE_FIRST, loop.time()
+            elif loop.time() - since > _NOTHING_MAX:
+                first = receipts[0]
+                raise TransportUnavailable(
+                    f"the other broker takes nothing: {first.status} {first.reason} {first.detail}".rstrip(),
+                    hint="make room there, and begin again: what was not copied is still here",
+                )
+            else:
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, _PAUSE_MAX)
             waiting = left
