@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 from datetime import timedelta
 
+import pytest
+from confluent_kafka.admin import AdminClient, NewTopic
+
 from tidewire.chance import UUID7Ids
 from tidewire.kit.looks import topics_there
-from tidewire.model import TopicSpec
+from tidewire.model import DeadChannel, GroupSpec, Message, TopicSpec
 from tidewire.transports.kafka import open_kafka_transport
 
 
@@ -22,3 +25,65 @@ def test_a_service_looks_at_its_own_topics_alone(kafka_url: str) -> None:
             assert kept == await topics_there(transport, [f"{space}.a", f"{space}.b", f"{space}.none"])
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("log", "partitions", "config", "said"),
+    [
+        ("{0}.INBOX.billing", 2, {"cleanup.policy": "compact"}, "cleanup.policy=compact, which loses events"),
+        ("{0}.INBOX.billing", 2, {}, "retention.ms=604800000, so Kafka removes what nobody has settled"),
+        ("{0}.INBOX.billing", 3, {"retention.ms": "-1"}, "has 3 partitions, not 2"),
+        ("{0}.DEAD.billing", 1, {"cleanup.policy": "compact,delete"}, "retention.ms=604800000"),
+        ("{0}.DEAD.billing", 4, {"cleanup.policy": "compact"}, "has 4 partitions, not 1"),
+        ("{0}.DEAD.billing", 1, {"cleanup.policy": "compact", "max.message.bytes": "1000"}, "takes 1000 bytes at most"),
+        ("{0}", 2, {"retention.ms": "604800000", "max.message.bytes": "1000"}, "takes 1000 bytes at most"),
+    ],
+)
+def test_what_others_made_and_would_lose_events_is_refused(
+    kafka_url: str, log: str, partitions: int, config: dict[str, str], said: str
+) -> None:
+    """A topic or a channel that is there, and would drop what nobody has settled or refuse what fits into it, is a
+    conflict that says so."""
+    topic = f"t{UUID7Ids().event_id()[-12:]}.a"
+    _make(kafka_url, NewTopic(log.format(topic), partitions, 1, config=config))
+
+    async def scenario() -> None:
+        async with open_kafka_transport(kafka_url) as transport:
+            wanted = [TopicSpec(topic, 2)], [GroupSpec("billing", [topic])]
+            conflicts = [one.detail for one in await transport.provision(*wanted) if one.kind == "conflict"]
+            assert said in conflicts[0], conflicts
+
+    asyncio.run(scenario())
+
+
+def test_a_dead_channel_that_is_gone_is_made_anew(kafka_url: str) -> None:
+    """A group whose dead channel somebody deleted is not complete: it is told, and ``--provision`` makes it again."""
+    topic = f"t{UUID7Ids().event_id()[-12:]}.a"
+    dead = f"{topic}.DEAD.billing"
+
+    async def scenario() -> None:
+        async with open_kafka_transport(kafka_url) as transport:
+            wanted = [TopicSpec(topic, 2)], [GroupSpec("billing", [topic])]
+            await transport.provision(*wanted)
+            await asyncio.to_thread(_delete, kafka_url, dead)
+        async with open_kafka_transport(kafka_url) as transport:
+            kinds = [
+                [one.kind for one in await transport.provision(*wanted, dry_run=dry)] for dry in (True, False, False)
+            ]
+            assert [["unchanged", "create"], ["unchanged", "create"], ["unchanged", "unchanged"]] == kinds
+            letter = Message(DeadChannel(topic, "billing"), "1", "s", None, {}, b"")
+            assert [True] == [receipt.ok for receipt in await transport.publish([letter])]
+
+    asyncio.run(scenario())
+
+
+def _make(url: str, topic: NewTopic) -> None:
+    admin = AdminClient({"bootstrap.servers": url.removeprefix("kafka://")})
+    admin.create_topics([topic])[topic.topic].result(30)
+
+
+def _delete(url: str, topic: str) -> None:
+    admin = AdminClient({"bootstrap.servers": url.removeprefix("kafka://")})
+    admin.delete_topics([topic])[topic].result(30)
+    while topic in admin.list_topics().topics:  # until the broker itself knows
+        pass

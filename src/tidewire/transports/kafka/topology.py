@@ -1,6 +1,6 @@
 """What is there: topics, and groups on them. Created where it is missing, read back, never changed, never deleted.
 
-A group on a topic is its two channels: it is there if the log of its inbox channel is.
+A group on a topic is its two channels. It begins when the log of its inbox channel is made.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ _RETENTION = "max.compaction.lag.ms"
 """Means nothing where nothing is compacted: here it says how long what is settled stays. Kafka has no word for that."""
 _FOR_EVER = 9223372036854775807
 _KEPT = {"retention.ms": "-1", "retention.bytes": "-1"}
+_FRAME = 65_536
+"""Bytes that a key, our own headers and the batch around it may add to a message."""
 _LOOKS = 400
 _LOOK = 0.05
 
@@ -107,7 +109,7 @@ async def _topics(names: Names, specs: Sequence[TopicSpec], *, dry_run: bool) ->
             changes.append(Change("conflict", what, why))
         elif spec.name not in configs:
             changes.append(Change("create", what))
-        elif drift := _drift(spec, names.partitions(spec.name) or 0, configs[spec.name]):
+        elif drift := _drift(names, spec, configs[spec.name]):
             changes.append(Change("conflict", what, drift))
         else:
             changes.append(Change("create" if spec.name in made else "unchanged", what))
@@ -129,7 +131,7 @@ def _new_topic(names: Names, spec: TopicSpec) -> NewTopic:
 
 def _new(names: Names, log: str, partitions: int, config: dict[str, str]) -> NewTopic:
     settings = names.asker.settings
-    config["max.message.bytes"] = str(max(1_048_588, settings.message_bytes_max + 65_536))
+    config["max.message.bytes"] = str(max(1_048_588, settings.message_bytes_max + _FRAME))
     if settings.replication >= 3:
         config["min.insync.replicas"] = "2"
     return NewTopic(log, partitions, settings.replication, config=config)
@@ -151,9 +153,10 @@ async def _appear(names: Names, logs: Sequence[str]) -> None:
     raise TransportRefused(f"{', '.join(missing)} cannot be seen after it was created")
 
 
-def _drift(spec: TopicSpec, lanes: int, config: Mapping[str, str]) -> str:
+def _drift(names: Names, spec: TopicSpec, config: Mapping[str, str]) -> str:
     """Return what is not as *spec* wants it."""
     differ: list[str] = []
+    lanes = names.partitions(spec.name)
     if lanes != spec.lanes:
         differ.append(f"lanes is {lanes}, not {spec.lanes}")
     kept = retention_of(config)
@@ -163,7 +166,7 @@ def _drift(spec: TopicSpec, lanes: int, config: Mapping[str, str]) -> str:
         differ.append(f"size_bytes_max is None, not {spec.size_bytes_max}: Kafka refuses no publish for its size")
     if config.get("cleanup.policy", "delete") != "delete":
         differ.append(f"cleanup.policy is {config['cleanup.policy']}, which loses events of the same key")
-    return "; ".join(differ)
+    return "; ".join([*differ, *_too_narrow(names, spec.name, config)])
 
 
 async def _group(names: Names, spec: GroupSpec, planned: Mapping[str, int], *, dry_run: bool) -> Change:
@@ -171,28 +174,64 @@ async def _group(names: Names, spec: GroupSpec, planned: Mapping[str, int], *, d
     lanes = {topic: names.partitions(topic) or planned.get(topic) for topic in spec.topics}
     if unknown := [topic for topic, count in lanes.items() if count is None]:
         return Change("conflict", what, f"there is no topic {', '.join(unknown)}")
-    inboxes = {topic: inbox_topic(topic, spec.name) for topic in spec.topics}
-    missing = [topic for topic in spec.topics if names.partitions(inboxes[topic]) is None]
-    if not missing:
-        narrow = [topic for topic in spec.topics if names.partitions(inboxes[topic]) != lanes[topic]]
-        detail = f"the inbox channel of {', '.join(narrow)} has another number of lanes than its topic"
-        return Change("conflict", what, detail) if narrow else Change("unchanged", what)
+    wanted = [one for topic in spec.topics for one in _channels(names, topic, spec.name, lanes=lanes[topic] or 1)]
+    missing = [one for one in wanted if names.partitions(one.topic) is None]
+    drift = await _unfit(names, [one for one in wanted if one not in missing])
+    if drift or not missing:
+        return Change("conflict" if drift else "unchanged", what, drift)
     if dry_run:
         return Change("create", what)
-    wanted: list[NewTopic] = []
-    for topic in missing:
-        config = {**_KEPT, "cleanup.policy": "delete", "message.timestamp.type": "LogAppendTime"}
-        wanted.append(_new(names, inboxes[topic], lanes[topic] or 1, config))
-        config = {"cleanup.policy": "compact", "message.timestamp.type": "LogAppendTime"}
-        wanted.append(_new(names, dead_topic(topic, spec.name), 1, config))
-    result = await names.asker.create(wanted)  # one request is one step of the controller: one client makes them all
+    result = await names.asker.create(missing)  # one request is one step of the controller: one client makes them all
     wrong = [str(error) for error in result.values() if error is not None and error.message != "there"]
     if wrong:
         return Change("conflict", what, wrong[0])
-    await _appear(names, [one.topic for one in wanted])
-    made = [topic for topic in missing if result[inboxes[topic]] is None]
-    await _begin(names, spec, made)
+    await _appear(names, [one.topic for one in missing])
+    made = {log for log, error in result.items() if error is None}
+    if drift := await _unfit(names, [one for one in missing if one.topic not in made]):
+        return Change("conflict", what, drift)
+    await _begin(names, spec, [topic for topic in spec.topics if inbox_topic(topic, spec.name) in made])
     return Change("create" if made else "unchanged", what)
+
+
+def _channels(names: Names, topic: str, group: str, *, lanes: int) -> list[NewTopic]:
+    """Return the inbox channel and the dead channel of *group* on *topic*, as they are made."""
+    stamped = {"message.timestamp.type": "LogAppendTime"}
+    inbox = {**_KEPT, **stamped, "cleanup.policy": "delete"}
+    dead = {**stamped, "cleanup.policy": "compact"}
+    return [
+        _new(names, inbox_topic(topic, group), lanes, inbox),
+        _new(names, dead_topic(topic, group), 1, dead),
+    ]
+
+
+async def _unfit(names: Names, there: Sequence[NewTopic]) -> str:
+    """Return what is wrong with channels that are there: they would lose messages, or not take them."""
+    configs = await names.asker.configs([one.topic for one in there])
+    return "; ".join(why for one in there for why in _wrong_with(names, one, configs[one.topic]))
+
+
+def _wrong_with(names: Names, wanted: NewTopic, config: Mapping[str, str]) -> list[str]:
+    log, differ = wanted.topic, list[str]()
+    if (partitions := names.partitions(log)) != wanted.num_partitions:
+        differ.append(f"{log} has {partitions} partitions, not {wanted.num_partitions}")
+    policy = config.get("cleanup.policy", "delete")
+    if "compact" in policy and (wanted.config or {}).get("cleanup.policy") != "compact":
+        differ.append(f"{log} has cleanup.policy={policy}, which loses events of the same key")
+    if "delete" in policy and (kept := [name for name in _KEPT if int(config.get(name, "-1")) >= 0]):
+        differ.append(f"{log} has {kept[0]}={config[kept[0]]}, so Kafka removes what nobody has settled: set it to -1")
+    return [*differ, *_too_narrow(names, log, config)]
+
+
+def _too_narrow(names: Names, log: str, config: Mapping[str, str]) -> list[str]:
+    """Say that *log* takes less than what is published in one request, so that small events would be refused too."""
+    most = names.asker.settings.message_bytes_max
+    room = int(config.get("max.message.bytes", str(most + _FRAME)))
+    if room >= most + _FRAME:
+        return []
+    return [
+        f"{log} takes {room} bytes at most (max.message.bytes), and message_bytes_max={most} in the URL needs "
+        f"{most + _FRAME}: raise the one or lower the other"
+    ]
 
 
 async def _begin(names: Names, spec: GroupSpec, topics: Sequence[str]) -> None:
