@@ -433,7 +433,9 @@ def test_another_event_loop_begins_with_a_closed_one() -> None:
     async def fail_once() -> str:
         handle = middleware(fails)
         with pytest.raises(DependencyUnavailable, match="bank is down: ConnectionError"):
-            await handle(PageViewed(1), Context([message()], attempt=1, unit=None, publish=nowhere, resources={}))
+            await handle(
+                PageViewed(1), Context(message=message(), attempt=1, unit=None, _publish=nowhere, resources={})
+            )
         return breaker.state
 
     assert ["open", "open"] == [asyncio.run(fail_once()), asyncio.run(fail_once())]

@@ -52,7 +52,7 @@ class Calls:
 
     async def _one(self, name: str) -> None:
         message = Message(Topic("shop.page"), name, "test", None, {}, b"")
-        await self._call(name, Context([message], attempt=1, unit=None, publish=nowhere, resources={}))
+        await self._call(name, Context(message=message, attempt=1, unit=None, _publish=nowhere, resources={}))
         self.after.get(name, int)()
 
     def begin(self, *names: str) -> None:
@@ -191,7 +191,7 @@ def test_an_event_is_known_by_its_class() -> None:
         for middleware in (rate_limit(1), concurrency_limit(1)):
             call = middleware(handle)
             message = Message(Topic("shop.page"), "1", "test", None, {}, b"")
-            context = Context[Any]([message], attempt=1, unit=None, publish=nowhere, resources={})
+            context = Context[Any](message=message, attempt=1, unit=None, _publish=nowhere, resources={})
             assert 7 == await call(PageViewed(7), context)
 
     on_a_jumping_clock(scenario)

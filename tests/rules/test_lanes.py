@@ -183,7 +183,7 @@ def test_whatever_happens_each_runs_once_in_the_order_of_its_key(seed: int, coun
                 schedule.back(work)
             else:
                 schedule.free(work)
-                schedule.settled(work)
+                schedule.settled([work])
                 handled.append(work)
         keys = [work.key for work in running if work.key is not None]
         assert len(keys) == len(set(keys)), "two of a key at once"

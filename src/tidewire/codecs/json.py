@@ -22,7 +22,7 @@ _DEPTH_MAX = 64
 # Possessive, and a text without an end reaches to the end: linear whatever the bytes.
 _BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)|([\[{])|([\]}])', re.DOTALL)
 _NUL = re.compile(rb"(?<!\\)(?:\\\\)*+\\u0000")
-_BACKSLASH, _ESCAPED_NUL = b"\\", b"\\u0000"
+_BACKSLASH, _ESCAPED_NUL = ord("\\"), b"\\u0000"
 _PATH = re.compile(r" - at `(.*)`\Z")
 _CONTENT_TYPE = "application/json"
 
@@ -67,7 +67,7 @@ class JsonCodec:
             raise ConfigurationError(f"{self._name} cannot travel: it is nested too deeply or holds itself") from None
         except Exception as error:
             raise ConfigurationError(f"{self._name} cannot travel: {error}") from error
-        if _has_nul(body):
+        if _BACKSLASH in body and _has_nul(body):
             raise ConfigurationError(f"{self._name} cannot travel: a text holds the character NUL")
         if self._open and _too_deep(body):
             raise ConfigurationError(f"{self._name} cannot travel: nested deeper than {_DEPTH_MAX}")
@@ -79,7 +79,7 @@ class JsonCodec:
         Raises:
             DecodeError: and nothing else, whatever the bytes.
         """
-        if _has_nul(body):
+        if _BACKSLASH in body and _has_nul(body):
             raise DecodeError("a text holds the character NUL")
         if self._open and _too_deep(body):
             raise DecodeError(f"nested deeper than {_DEPTH_MAX}")
@@ -156,7 +156,7 @@ def _core_types(schema: Any) -> set[str]:
 
 def _has_nul(body: bytes) -> bool:
     """Whether a text in *body* holds the character NUL; looks closely only where there is reason to."""
-    return body.find(_BACKSLASH) >= 0 and body.find(_ESCAPED_NUL) >= 0 and _NUL.search(body) is not None
+    return _ESCAPED_NUL in body and _NUL.search(body) is not None
 
 
 def _too_deep(body: bytes) -> bool:

@@ -6,21 +6,21 @@ A data structure without time, tasks or I/O: the consumer acts on it, property t
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Generic, Literal, Protocol, TypeAlias, TypeVar
 
 from tidewire.model import Delivery
 
 __all__ = ["Key", "Keyed", "Schedule", "State"]
 
-Key: TypeAlias = tuple[str, str]
+Key: TypeAlias = Hashable
 State: TypeAlias = Literal["new", "waiting", "ready", "running", "held", "concluded", "freed", "withdrawn"]
 
 
 class Keyed(Protocol):
     """What `Schedule` needs of a piece of work; it alone writes *state* and *gone*.
 
-    *key* is (lane, key), or None where nothing is ordered. *alone*: it runs while nothing else does.
+    *key* names lane and key, or is None where nothing is ordered. *alone*: it runs while nothing else does.
     *gone*: its lane was lost after it had started; it must not settle.
     """
 
@@ -155,19 +155,23 @@ class Schedule(Generic[W]):
         if work.state in ("new", "freed", "withdrawn"):
             return
         work.state = "freed"
-        self._end_exclusive(work)
+        if self._exclusive is work:
+            self._exclusive = None
         key = work.key
         if key is None:
             return
-        queue = self._taken.get(key)
+        queue = self._taken.pop(key, None)
         if queue:
+            self._taken[key] = queue
             self._offer(queue.popleft())
-        else:
-            self._taken.pop(key, None)
 
-    def settled(self, work: W) -> None:
-        """The broker knows: it is no longer outstanding."""
-        self._outstanding.pop(id(work), None)
+    def settled(self, works: Iterable[W]) -> None:
+        """The broker knows: they are no longer outstanding, and hold no key any more."""
+        outstanding = self._outstanding
+        for work in works:
+            if work.state != "freed":
+                self.free(work)
+            outstanding.pop(id(work), None)
 
     def withdraw(self, lane: str | None = None) -> list[W]:
         """Take out what has not started, of *lane* or (None) of all, held ones included; return it in order."""

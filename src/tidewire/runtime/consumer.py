@@ -88,7 +88,7 @@ class Consumer:
             process=pipeline.process,
             process_batch=pipeline.process_batch,
             concurrency=limits.concurrency,
-            saturated=(lambda: False) if store is None else store.saturated,
+            saturated=None if store is None else store.saturated,
         )
         self._tasks: asyncio.TaskGroup | None = None
         self._loop = asyncio.get_running_loop()
@@ -220,11 +220,11 @@ class Consumer:
         for work in skipped:
             self._notes.note("skipped", work)
             self._settler.ack(work)
-        gone = set(map(id, skipped))
+        left_out = set(map(id, skipped))
         for work in works:
-            if id(work) not in gone:
+            if not left_out or id(work) not in left_out:
                 key = work.delivery.message.key  # which may have been found inside the message
-                work.key = (work.delivery.lane, key) if self._ordered and key is not None else None
+                work.key = f"{work.delivery.lane}\0{key}" if self._ordered and key is not None else None
                 self._schedule.add(work)
         self._workers.wake()
 
@@ -246,7 +246,7 @@ class Consumer:
 
     def halted(self) -> bool:
         """Whether nothing may start: something is down, or we are stopping."""
-        return self._outage.paused or self._stopping.is_set()
+        return self._outage.paused or self._outage.stopped
 
     def special(self, work: Work) -> bool:
         """Whether *work* needs more than its handlers: it ran before, a suspect, known, a verdict, or keys are held."""
@@ -295,7 +295,8 @@ class Consumer:
 
     def handled(self, work: Work, ran: Ran, seconds: float) -> None:
         """Its handlers ended well: ack it once their unit is durable."""
-        self._notes.note("processed", work, seconds=seconds)
+        if self._notes.wanted:
+            self._notes.note("processed", work, seconds=seconds)
         if work.gone:
             self._forget(work)
         elif ran.durable is not None:
@@ -423,8 +424,7 @@ class Consumer:
 
     def _forget(self, work: Work) -> None:
         """Somebody else owns its lane now."""
-        self._schedule.free(work)
-        self._schedule.settled(work)
+        self._schedule.settled([work])
         self._notes.note("lost", work)
         self._after_settle()
 
@@ -452,9 +452,7 @@ class Consumer:
 
     def settled(self, works: Sequence[Work], lost: Sequence[Work]) -> None:
         """The broker knows of *works*; *lost* ones are not ours any more."""
-        for work in works:
-            self._schedule.free(work)  # a move frees its key when it is stored; the rest has been freed before
-            self._schedule.settled(work)
+        self._schedule.settled(works)  # a move frees its key when it is stored; the rest has been freed before
         for work in lost:
             self._forget(work)
         if any(work.outgoing for work in works):  # without a store the move is what confirms

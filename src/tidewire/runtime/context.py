@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Generic
 
+import msgspec
+
 from tidewire.errors import DecodeError
 from tidewire.model import ZERO, Envelope, Message
 from tidewire.protocols import Unit
@@ -29,40 +31,28 @@ Publish = Callable[["Context[Any]", Any, timedelta, datetime | None], Awaitable[
 _logger = logging.getLogger("tidewire.handler")
 
 
-class Context(Generic[Tx]):
-    """One event's surroundings, fresh for each call of a handler. A batch handler's are those of its first event;
-    *messages* has all.
+class Context(msgspec.Struct, Generic[Tx], eq=False, kw_only=True):
+    """One event's surroundings, fresh for each call of a handler. A batch handler's are those of the first of
+    *messages*.
 
     *attempt* is 1 at the first try and grows with failures and with redeliveries after a crash. *resources* are
     the plain values that the service's lifespan yielded.
     """
 
-    __slots__ = (
-        "_envelope", "_log", "_publish", "_waited", "_waits_since", "attempt", "message", "messages", "outgoing",
-        "resources", "unit", "unreadable",
-    )  # fmt: skip
+    message: Message
+    attempt: int
+    unit: Unit | None
+    resources: Mapping[str, Any]
+    _publish: Publish
+    _batch: Sequence[Message] = ()
+    outgoing: list[Message] | tuple[()] = ()
+    unreadable: DecodeError | None = None
+    _envelope: Envelope | None = None
+    _log: logging.LoggerAdapter[logging.Logger] | None = None
+    _waited: float = 0.0
+    _waits_since: float | None = None
 
-    def __init__(
-        self,
-        messages: Sequence[Message],
-        *,
-        attempt: int,
-        unit: Unit | None,
-        publish: Publish,
-        resources: Mapping[str, Any],
-    ) -> None:
-        self.messages = messages
-        self.message = messages[0]
-        self.attempt = attempt
-        self.unit = unit
-        self.resources = resources
-        self.outgoing: list[Message] = []
-        self._publish = publish
-        self.unreadable: DecodeError | None = None
-        self._envelope: Envelope | None = None
-        self._log: logging.LoggerAdapter[logging.Logger] | None = None
-        self._waited = 0.0
-        self._waits_since: float | None = None
+    __repr__ = object.__repr__  # what a service holds is nobody's to read in a log
 
     @property
     def envelope(self) -> Envelope:
@@ -84,9 +74,21 @@ class Context(Generic[Tx]):
             raise
 
     @property
+    def messages(self) -> Sequence[Message]:
+        """The messages of a batch, or the one."""
+        return self._batch or (self.message,)
+
+    @property
     def several(self) -> bool:
         """Whether this is a batch of more than one."""
-        return len(self.messages) > 1
+        return len(self._batch) > 1
+
+    def send_along(self, message: Message) -> None:
+        """Let *message* go with the unit, or the move, of this event."""
+        if isinstance(self.outgoing, list):
+            self.outgoing.append(message)
+        else:
+            self.outgoing = [message]
 
     @property
     def tx(self) -> Tx:

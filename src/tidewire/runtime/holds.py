@@ -46,15 +46,13 @@ class Holds:
         Where lanes belong to members that is so for what comes back through the inbox channel, whose lane is ours:
         a foreign producer may have chosen another one for the key.
         """
-        if self._shared or any(self._is_others(work.delivery.message) for work in works):
+        if self._store is None:
+            return
+        back = [
+            (to.topic, one.delivery.message.key) for one in works if type(to := one.delivery.message.to) is InboxChannel
+        ]
+        if self._shared or any(key is not None and (topic, key) not in self.keys for topic, key in back):
             await self.load()
-
-    def _is_others(self, message: Message) -> bool:
-        return (
-            isinstance(message.to, InboxChannel)
-            and message.key is not None
-            and (message.to.topic, message.key) not in self.keys
-        )
 
     async def follow(self, work: Work, *, soonest: int) -> DeadLetter | Message | None:
         """Return where *work* must follow its key's head to, or None: it may run.

@@ -22,6 +22,7 @@ class Notes:
 
     def __init__(self, observer: Observer | None, clock: Clock, group: str) -> None:
         self._observer = observer
+        self.wanted = observer is not None
         self._clock = clock
         self._group = group
         self._facts: list[Fact] = []

@@ -44,7 +44,7 @@ class Outgoing:
         )
         if context.unit is None or self.store is None:
             await self._publisher.ensure_topics([message])
-            context.outgoing.append(message)
+            context.send_along(message)
         else:
             await self.store.outbox.put(context.unit, [message])
         return message.id

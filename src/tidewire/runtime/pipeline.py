@@ -206,10 +206,10 @@ class Pipeline:
         unit = None if store is None else store.unit(self.guards.get(delivery.lane), label=route.type)
         failures = 0 if work.failure is None else work.failure.failures
         context: Context[Any] = Context(
-            [message],
+            message=message,
             attempt=delivery.attempt + failures,
             unit=unit,
-            publish=self._outgoing.publish,
+            _publish=self._outgoing.publish,
             resources=self._resources,
         )
         work.context = context
@@ -258,7 +258,12 @@ class Pipeline:
         unit = None if store is None else store.unit(self.guards.get(lead.delivery.lane), label=route.type)
         attempt = max(work.delivery.attempt for work in works)
         context: Context[Any] = Context(
-            messages, attempt=attempt, unit=unit, publish=self._outgoing.publish, resources=self._resources
+            message=messages[0],
+            attempt=attempt,
+            unit=unit,
+            _publish=self._outgoing.publish,
+            resources=self._resources,
+            _batch=messages,
         )
         lead.context = context
         lead.cancellable = True

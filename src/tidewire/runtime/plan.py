@@ -157,12 +157,15 @@ def _shaped(handler: Handler | Recurring, place: Place) -> Handle:
     if handler.blocking:
         blocking = partial(_in_thread, function, handler.takes_context, place)
         return blocking if place.around is None else partial(_surrounded, blocking, place.around)
-    call = function if handler.takes_context else partial(_without_context, function)
+    call = function if handler.takes_context else _without_context(function)
     return call if place.around is None else partial(_surrounded, call, place.around)
 
 
-def _without_context(function: Callable[..., Any], event: Any, context: Context[Any]) -> Any:
-    return function(event)
+def _without_context(function: Callable[..., Any]) -> Handle:
+    def call(event: Any, context: Context[Any]) -> Any:
+        return function(event)
+
+    return call
 
 
 async def _surrounded(call: Handle, around: Surrounding, event: Any, context: Context[Any]) -> Any:

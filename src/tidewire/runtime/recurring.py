@@ -101,7 +101,7 @@ class RecurringTask:
         try:
             if run is not None:
                 context: Context[Any] = Context(
-                    [self._message(run)], attempt=self._failures + 1, unit=unit, publish=self._outgoing.publish,
+                    message=self._message(run), attempt=self._failures + 1, unit=unit, _publish=self._outgoing.publish,
                     resources=self._resources,
                 )  # fmt: skip
                 async with asyncio.timeout(self._recurring.timeout.total_seconds()):

@@ -180,7 +180,7 @@ class Settler:
         _drop(self._acks, len(acked))
         _drop(self._moves, len(moved))
         _drop(self._releases, len(releases))
-        gone = [work for work in [*acked, *(work for work, _ in moved)] if work.gone]
+        gone = [work for work in acked if work.gone] + [work for work, _ in moved if work.gone]
         if gone:
             self._owner.settled((), gone)
         self._moves.extendleft(reversed(failed))
@@ -228,6 +228,9 @@ def _first(queue: deque[T]) -> list[T]:
 
 
 def _drop(queue: deque[T], count: int) -> None:
+    if count == len(queue):
+        queue.clear()
+        return
     for _ in range(count):
         queue.popleft()
 

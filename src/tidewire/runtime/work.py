@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from tidewire.errors import AlreadyMarked, TransactionLost
-from tidewire.model import DeadLetter, Delivery, Failure, Handled, Message, Outcome
+from tidewire.model import DeadLetter, Delivery, Failure, Message, Outcome
 from tidewire.rules.lanes import Key, State
 from tidewire.runtime.context import Context
 from tidewire.runtime.plan import Bound, Route
@@ -74,11 +74,6 @@ class Ran(msgspec.Struct, frozen=True, gc=False):
     durable: Awaitable[None] | None = None
     messages: Sequence[Message] = ()
     failed: Bound | None = None
-
-    @property
-    def handled(self) -> bool:
-        """Whether the handlers ended well; the commit may still fail."""
-        return type(self.outcome) is Handled
 
 
 class Together:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, Protocol
@@ -95,7 +96,7 @@ class Workers:
         process: Callable[[Work], Coroutine[Any, Any, Ran]],
         process_batch: Callable[[Sequence[Work]], Coroutine[Any, Any, Ran | None]],
         concurrency: int,
-        saturated: Callable[[], bool],
+        saturated: Callable[[], bool] | None,
     ) -> None:
         self._schedule = schedule
         self._decider = decider
@@ -108,6 +109,7 @@ class Workers:
         self._all: list[Worker] = []
         self._idle: list[Worker] = []
         self._timer: asyncio.TimerHandle | None = None
+        self._expires = math.inf
         self._later: asyncio.TimerHandle | None = None
         self._waking = False
         self._tasks: asyncio.TaskGroup | None = None
@@ -142,7 +144,7 @@ class Workers:
             return
         if not self._schedule.has_ready or self._decider.halted():
             return
-        if self._saturated():
+        if self._saturated is not None and self._saturated():
             self._wake_soon()
             return
         while self._idle:
@@ -183,11 +185,11 @@ class Workers:
 
         A handler may catch its cancellation and go on to its end; then this ends by itself.
         """
-        clock, decider, schedule = self._loop.time, self._decider, self._schedule
+        clock, decider, schedule, saturated = self._loop.time, self._decider, self._schedule, self._saturated
         now = clock()
         yield_at = now + _SLICE
         while self._tasks is not None:
-            crowded = self._saturated()  # going on would mean to stand in line behind those who do already
+            crowded = saturated is not None and saturated()  # to go on is to stand in line behind those who do already
             work = None if crowded or decider.halted() else schedule.take()
             if work is None:
                 if crowded:
@@ -208,7 +210,8 @@ class Workers:
                 now = clock()  # what the store took for that is not the handler's time
                 if not wanted:
                     continue
-            if work.route is not None and work.route.batch > 1 and not work.single and not work.alone:
+            route = work.route
+            if route is not None and route.batch > 1 and not work.single and not work.alone:
                 works = await self._gather(work)
                 if len(works) != 1 or works[0].gone:
                     await self._work_batch(worker, works)
@@ -221,7 +224,7 @@ class Workers:
             self._end(worker, work)
             schedule.conclude(work)
             now = clock()
-            if ran.handled:
+            if type(ran.outcome) is Handled:
                 decider.handled(work, ran, now - started)
             else:
                 await decider.not_handled(work, ran)
@@ -231,12 +234,12 @@ class Workers:
         """Start the clock of a handler that is about to run."""
         worker.work = work
         worker.until = now + (work.route.seconds_max if work.route is not None else 0.0)
-        if self._timer is None or worker.until < self._timer.when():
+        if worker.until < self._expires:
             self._arm(worker.until)
 
     def _end(self, worker: Worker, work: Work) -> None:
         """Stop it. If the time-out came and the handler went on all the same, to its end, what it did counts."""
-        worker.work = None
+        worker.work = work.context = None
         if work.timed_out:
             work.timed_out = False
             if worker.task is not None:
@@ -310,12 +313,13 @@ class Workers:
     def _arm(self, when: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
+        self._expires = when
         self._timer = self._loop.call_at(when, self._expire)
 
     def _expire(self) -> None:
         """Cancel the workers whose handlers ran out of time, and arm the timer for the next that may."""
         now = self._loop.time()
-        self._timer = None
+        self._timer, self._expires = None, math.inf
         later: list[float] = []
         for worker in self._all:
             work = worker.work
