@@ -8,7 +8,8 @@ from collections.abc import Callable
 from datetime import timedelta
 
 import pytest
-from runtime_world import Opened, OrderPlaced, PageViewed, PaymentTaken
+from runtime_world import Opened, OrderPlaced, PageViewed, PaymentTaken, World
+from virtual_world import in_virtual_time
 
 from tidewire import ConfigurationError, Context, Middleware, Options, Reject, Retry, Service, domain_event
 from tidewire.errors import DependencyUnavailable, StoreUnavailable
@@ -99,7 +100,7 @@ def test_an_outage_opens_it_makes_no_dead_letter_and_heals(opened: Opened) -> No
     assert {key: [0, 1, 2, 3] for key in "abcdefgh"} == done
 
 
-def test_while_it_is_open_the_dependency_is_left_alone(opened: Opened) -> None:
+def test_while_it_is_open_the_dependency_is_left_alone() -> None:
     """Until its time has passed nobody calls; then one event at a time is on trial, and its state says so."""
     breaker, bank, states = opening(reset_after=timedelta(milliseconds=200)), Bank(), list[str]()
     service = Service("billing")
@@ -109,8 +110,8 @@ def test_while_it_is_open_the_dependency_is_left_alone(opened: Opened) -> None:
         states.append(breaker.state)
         await bank.ask(seconds=0.03)
 
-    async def scenario() -> None:
-        async with opened() as world, world.running(service) as app:
+    async def scenario(world: World) -> None:
+        async with world.running(service) as app:
             await app.publisher.publish_all([PageViewed(number) for number in range(20)])
             await world.until(lambda: breaker.state == "open")
             await asyncio.sleep(0.04)  # those that had begun before have ended
@@ -124,7 +125,7 @@ def test_while_it_is_open_the_dependency_is_left_alone(opened: Opened) -> None:
             await world.until(lambda: world.settled("shop.page", "billing"))
             assert [] == await world.dead("shop.page", "billing")
 
-    asyncio.run(scenario())
+    in_virtual_time(scenario)
 
 
 def test_one_event_that_always_fails_cannot_open_it(opened: Opened) -> None:
@@ -164,7 +165,7 @@ def test_a_success_in_between_begins_the_count_anew(opened: Opened) -> None:
     assert ["closed"] * 20 == states
 
 
-def test_failures_further_apart_than_the_window_do_not_add_up(opened: Opened) -> None:
+def test_failures_further_apart_than_the_window_do_not_add_up() -> None:
     """Only what fails inside the window counts."""
     breaker, bank = opening(failures=2, window=timedelta(milliseconds=30)), Bank()
     service = Service("billing")
@@ -173,8 +174,8 @@ def test_failures_further_apart_than_the_window_do_not_add_up(opened: Opened) ->
     async def charge(view: PageViewed) -> None:
         await bank.ask()
 
-    async def scenario() -> None:
-        async with opened() as world, world.running(service) as app:
+    async def scenario(world: World) -> None:
+        async with world.running(service) as app:
             for number in range(3):
                 await app.publisher.publish(PageViewed(number))
                 await asyncio.sleep(0.1)
@@ -182,7 +183,7 @@ def test_failures_further_apart_than_the_window_do_not_add_up(opened: Opened) ->
             assert 3 == len(await world.dead("shop.page", "billing"))
             assert "closed" == breaker.state
 
-    asyncio.run(scenario())
+    in_virtual_time(scenario)
 
 
 def test_an_event_that_fails_its_trial_lets_another_go_first(opened: Opened) -> None:
@@ -289,7 +290,7 @@ def test_a_stop_during_the_trial_costs_nothing_and_leaves_it_to_the_next(opened:
     assert ([1], 0) == (attempts, bank.asked)
 
 
-def test_services_that_share_it_learn_from_one_another(opened: Opened) -> None:
+def test_services_that_share_it_learn_from_one_another() -> None:
     """What one service found out, the other need not: it does not call, and both heal."""
     breaker, bank, done = opening(failures=2, reset_after=timedelta(milliseconds=400)), Bank(), list[str]()
     billing = guarded(breaker, bank, lambda key, number: done.append(f"billing {key}"))
@@ -301,8 +302,8 @@ def test_services_that_share_it_learn_from_one_another(opened: Opened) -> None:
         if not bank.up:
             raise ConnectionError
 
-    async def scenario() -> None:
-        async with opened() as world, world.running(billing) as app, world.running(mail):
+    async def scenario(world: World) -> None:
+        async with world.running(billing) as app, world.running(mail):
             await app.publisher.publish_all([OrderPlaced("a"), OrderPlaced("b")])
             await world.until(lambda: breaker.state == "open")
             await app.publisher.publish(PageViewed(1))
@@ -312,7 +313,7 @@ def test_services_that_share_it_learn_from_one_another(opened: Opened) -> None:
             await world.until(lambda: len(done) == 2 and asked)
             assert [] == await world.dead("shop.page", "mail")
 
-    asyncio.run(scenario())
+    in_virtual_time(scenario)
     assert ["billing a", "billing b"] == sorted(done)
 
 

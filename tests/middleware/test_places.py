@@ -7,7 +7,8 @@ from collections import Counter
 from datetime import timedelta
 
 import pytest
-from runtime_world import Opened, OrderPlaced, PageViewed
+from runtime_world import Opened, OrderPlaced, PageViewed, World
+from virtual_world import in_virtual_time
 
 from tidewire import ConfigurationError, Context, Options, Retry, Service, SyncContext, domain_event
 from tidewire.middleware import ConcurrencyLimit, concurrency_limit
@@ -110,7 +111,7 @@ def test_handlers_and_services_that_share_it_stay_under_it_together(opened: Open
     assert {"all": 2} == gauge.most
 
 
-def test_waiting_is_not_the_handlers_time(opened: Opened) -> None:
+def test_waiting_is_not_the_handlers_time() -> None:
     """Events that wait longer than the handler's timeout for a place are handled at their first attempt."""
     limit, gauge, service, attempts = concurrency_limit(1), Gauge(), Service("billing"), list[int]()
 
@@ -119,13 +120,13 @@ def test_waiting_is_not_the_handlers_time(opened: Opened) -> None:
         attempts.append(context.attempt)
         await gauge.stay("all", seconds=0.05)
 
-    async def scenario() -> None:
-        async with opened() as world, world.running(service) as app:
+    async def scenario(world: World) -> None:
+        async with world.running(service) as app:
             await app.publisher.publish_all([PageViewed(number) for number in range(10)])
             await world.until(lambda: world.settled("shop.page", "billing"))
             assert [] == await world.dead("shop.page", "billing")
 
-    asyncio.run(scenario())
+    in_virtual_time(scenario)
     assert [1] * 10 == attempts
 
 
