@@ -30,6 +30,7 @@ __all__ = [
     "stand_still",
     "started",
     "wait_until_gone",
+    "wait_until_heard",
     "wait_until_ready",
 ]
 
@@ -101,6 +102,29 @@ def wait_until_gone(pids: Sequence[int], seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while any(is_alive(pid) for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.01)
+
+
+def wait_until_heard(pid: int, number: signal.Signals, *, seconds: float = 30.0) -> None:
+    """Wait until the process *pid* was interrupted by a signal it has been sent: two that wait at once are one.
+
+    Raises:
+        TimeoutError: it does not take it in so many *seconds*.
+    """
+    deadline = time.monotonic() + seconds
+    while _waits(pid, number):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"process {pid} takes no {number.name}")
+        time.sleep(0.01)
+
+
+def _waits(pid: int, number: signal.Signals) -> bool:
+    """Whether a signal is on its way to a process; never where it has ended, or there is no ``/proc``."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    pending = [int(line.split()[1], 16) for line in lines if line.startswith(("SigPnd:", "ShdPnd:"))]
+    return any(mask >> (number - 1) & 1 for mask in pending)
 
 
 def launched(
