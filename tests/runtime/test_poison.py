@@ -97,7 +97,7 @@ def test_an_answer_that_the_broker_will_never_take_is_its_handlers_failure(opene
     async def scenario() -> None:
         async with opened() as world, world.running(service, store=False) as app:
             await app.publisher.publish_all([PageViewed(number) for number in range(10)])
-            await world.until(lambda: world.settled("shop.page", "billing"), seconds=8)
+            await world.until(lambda: world.settled("shop.page", "billing"), seconds=30)
             (letter,) = await world.dead("shop.page", "billing")
             assert "exhausted" == letter.message.headers["dl-reason"]
             assert "too_large" in letter.message.headers["dl-last-error"]
@@ -124,7 +124,7 @@ def test_a_held_event_does_not_grow_the_books_without_end(opened: Opened) -> Non
                 await world.until(lambda: seen == ["bad"])
                 await app.publisher.publish_all([OrderPlaced(str(number)) for number in range(2_500)])
                 await world.until(lambda: len(seen) == 2_501, seconds=40)
-                await world.until(lambda: _delayed(world), seconds=5)
+                await world.until(lambda: _delayed(world), seconds=20)
                 await app.publisher.publish(OrderPlaced("bad", number=2))
                 await app.publisher.publish(OrderPlaced("last"))
                 await world.until(lambda: "last" in seen)

@@ -144,12 +144,16 @@ def test_promise_3_different_keys_overlap_and_one_key_does_not(opened: Opened) -
     service = Service("billing")
     running_now: dict[str, int] = defaultdict(int)
     most = {"key": 0, "all": 0}
+    all_five = asyncio.Event()
 
     @service.on(OrderPlaced)
     async def take(order: OrderPlaced) -> None:
         running_now[order.order_id] += 1
         most["key"] = max(most["key"], running_now[order.order_id])
         most["all"] = max(most["all"], sum(running_now.values()))
+        if most["all"] == 5:
+            all_five.set()
+        await all_five.wait()  # one key that held up another would wait for ever
         await asyncio.sleep(0.01)
         running_now[order.order_id] -= 1
 
@@ -297,20 +301,21 @@ def test_promise_5_an_unordered_retry_lets_everything_else_pass(opened: Opened) 
 def test_promise_6_at_most_prefetch_events_are_in_the_process(opened: Opened) -> None:
     """A slow consumer slows its source, not the memory."""
     service = Service("billing", prefetch=8, concurrency=2)
-    most, gate = 0, asyncio.Event()
+    begun, gate = 0, asyncio.Event()
 
     @service.on(PageViewed)
     async def view(page: PageViewed) -> None:
+        nonlocal begun
+        begun += 1
         await gate.wait()
 
     async def scenario() -> None:
-        nonlocal most
         async with opened() as world, world.running(service) as app:
             await app.publisher.publish_all([PageViewed(number) for number in range(100)])
+            await world.until(lambda: begun == 2)
             await asyncio.sleep(0.2)
             stats = await world.transport.stats("shop.page", "billing")
-            most = stats.in_flight or 0
-            assert 1 <= most <= 8
+            assert 2 <= (stats.in_flight or 0) <= 8
             gate.set()
             await world.until(lambda: world.settled("shop.page", "billing"))
 
@@ -334,7 +339,7 @@ def test_promise_7_a_deaf_subscription_is_noticed_and_rebuilt(opened: Opened) ->
                 await app.publisher.publish(OrderPlaced("1"))
                 await world.until(lambda: not app.ready)
                 await world.until(lambda: seen == ["1"])
-                assert 1 == app.health()["0"].rebuilds
+                assert 1 <= app.health()["0"].rebuilds
                 await world.until(lambda: app.ready)
 
     asyncio.run(scenario())

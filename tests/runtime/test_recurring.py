@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from runtime_doubles import Proxy
 from runtime_world import Opened, PaymentTaken, World
 
 from tidewire import ConfigurationError, Context, Every, Retry, Service
@@ -82,11 +83,20 @@ def test_what_was_missed_while_nothing_ran(opened: Opened, missed: Any, runs: in
 
     async def scenario() -> None:
         async with opened() as world:
+            claim, planned = world.store.timetable.claim, asyncio.Event()
+
+            async def noted(*asked: Any, **named: Any) -> Any:
+                found = await claim(*asked, **named)
+                planned.set()
+                return found
+
+            world.store = Proxy(world.store, timetable=Proxy(world.store.timetable, claim=noted))
             async with world.running(service):
-                await asyncio.sleep(0.05)
+                await planned.wait()
             assert [] == seen
             async with run_later(service, world, timedelta(hours=52)):
-                await asyncio.sleep(0.3)
+                await world.until(lambda: len(seen) >= runs)
+                await asyncio.sleep(0.3)  # and no other run
 
     asyncio.run(scenario())
     assert runs == len(seen)
