@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
-import time
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -48,16 +49,25 @@ def _settle_in_two() -> None:
 
 def _ack_first() -> None:
     """The writer answers, and only then commits."""
+    said, write = threading.Event(), os.write
+
+    def telling(descriptor: int, data: bytes) -> int:
+        written = write(descriptor, data)
+        if descriptor == 1:
+            said.set()
+        return written
 
     def planted(self: Any, batch: Any) -> None:
         def early(connection: Any) -> None:
             self.topics, self.subs = set(), set()
             results = writer._run(connection, [entry.job for entry in batch])
+            said.clear()
             self._loop.call_soon_threadsafe(writer._resolve, batch, results)
-            time.sleep(0.02)  # long enough for the caller to believe it
+            said.wait(0.5)  # until the caller has believed it, if it is one who says so
 
         self._home.write(early)
 
+    os.write = telling
     writer.Writer._commit = planted  # type: ignore[method-assign]
 
 

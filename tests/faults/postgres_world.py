@@ -119,7 +119,7 @@ class CommitCutter:
     def __init__(self, url: str, *, every: int) -> None:
         self._parts = urlsplit(url)
         self._every = every
-        self._commits = 0
+        self._commits = self._answers = 0
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.cut: Counter[str] = Counter()
@@ -177,9 +177,11 @@ class CommitCutter:
     async def _down(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
             kind, body = await _message(reader)
-            if kind == b"C" and body[4:] == b"COMMIT\0" and (self._commits + self._every // 2) % self._every == 0:
-                self.cut["after"] += 1
-                raise _CutOff
+            if kind == b"C" and body[4:] == b"COMMIT\0":
+                self._answers += 1
+                if self._answers % self._every == 0:
+                    self.cut["after"] += 1
+                    raise _CutOff
             writer.write(kind + body)
             await writer.drain()
 

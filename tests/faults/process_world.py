@@ -1,4 +1,4 @@
-"""A billing service as a process that tests stop, continue, end and starve: `DIRECTORY SECONDS-OF-WORK`.
+"""A billing service as a process that tests stop, continue, end and starve: `DIRECTORY SECONDS-OF-WORK LEASE`.
 
 It says a line when its files are open, one when it hears signals and is about to receive, one when a handler begins
 and one when a handler has ended; it keeps its effects in `billing.db`.
@@ -114,8 +114,9 @@ async def starved(directory: Path) -> None:
             say(f"ready {app.ready}")
 
 
-async def serve(directory: Path, seconds: float) -> None:
+async def serve(directory: Path, seconds: float, lease: timedelta) -> None:
     """Run until SIGTERM."""
+    options = msgspec.structs.replace(OPTIONS, lease=lease, relay_lease=lease)
     async with (
         open_sqlite_transport(directory / "broker.db") as transport,
         open_sqlite_store(directory / "billing.db") as store,
@@ -123,7 +124,7 @@ async def serve(directory: Path, seconds: float) -> None:
         async with transaction(store) as tx:
             await tx.execute("CREATE TABLE IF NOT EXISTS effect (name TEXT, attempt INTEGER)")
         say("open")
-        await serve_until_signal(billing(seconds), transport=transport, store=store, options=OPTIONS)
+        await serve_until_signal(billing(seconds), transport=transport, store=store, options=options)
 
 
 async def unsettled(directory: Path) -> int:
@@ -149,7 +150,7 @@ def main(argv: Sequence[str]) -> None:
     if argv[1] == "starved":
         asyncio.run(starved(Path(argv[0])))
     else:
-        asyncio.run(serve(Path(argv[0]), float(argv[1])))
+        asyncio.run(serve(Path(argv[0]), float(argv[1]), timedelta(seconds=float(argv[2]))))
 
 
 if __name__ == "__main__":

@@ -162,10 +162,12 @@ async def _emptied(store: PostgresStore) -> bool:
 
 
 async def _harm(path: Path, fleet: list[subprocess.Popen[bytes]], events: int) -> None:
-    """Once a part is out, kill the first relay and stop the second; let that one go on long after its lease."""
+    """Once a part is out, some of it by each relay, kill the first and stop the second; let that one go on long after
+    its lease."""
 
     async def some_are_out() -> bool:
-        return _lines(path) >= events // 4
+        names = _published_by(path)
+        return len(names) >= events // 4 and len(set(names)) == len(fleet)
 
     await _until(some_are_out)
     fleet[0].kill()
@@ -174,8 +176,10 @@ async def _harm(path: Path, fleet: list[subprocess.Popen[bytes]], events: int) -
     fleet[1].send_signal(signal.SIGCONT)
 
 
-def _lines(path: Path) -> int:
-    return path.read_bytes().count(b"\n") if path.exists() else 0
+def _published_by(path: Path) -> list[bytes]:
+    """Return for each event on the broker the relay that brought it there."""
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    return [line.partition(b" ")[0] for line in lines]
 
 
 def one_round(seed: int) -> Round:

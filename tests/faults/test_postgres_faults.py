@@ -13,7 +13,7 @@ from urllib.parse import quote
 import psycopg
 import pytest
 from postgres_server import NoServer, PostgresServer, private_server
-from postgres_world import CommitCutter, OrderPlaced, billing, prepare
+from postgres_world import CommitCutter, Handle, OrderPlaced, billing, prepare
 
 from tidewire import Context
 from tidewire.errors import StoreUnavailable
@@ -68,11 +68,18 @@ def test_a_server_that_is_killed_under_load_loses_and_doubles_nothing(server: Po
 
 def test_connections_that_are_cut_lose_and_double_nothing(postgresql_url: str) -> None:
     """The server ends connections at random, those of units, of the store and of the relay."""
+    chance, cuts = random.Random(7), 0
+
+    async def take(order: OrderPlaced, context: Context[Any]) -> None:
+        await context.tx.fetchval("SELECT 1")
+        # The work outlasts ten cuts, however quick it is.
+        while cuts <= int(order.order_id.removeprefix("o-")) // 30:  # noqa: ASYNC110 - a thread counts them
+            await asyncio.sleep(0.005)
 
     async def scenario() -> None:
+        nonlocal cuts
         await prepare(postgresql_url)
-        chance, cuts = random.Random(7), 0
-        async with billing(postgresql_url, 300) as (books, _):
+        async with billing(postgresql_url, 300, handle=take) as (books, _):
             finished = asyncio.ensure_future(books.until_paid(300))
             while not finished.done():
                 cuts += await asyncio.to_thread(_cut_one, postgresql_url, chance)
@@ -80,7 +87,7 @@ def test_connections_that_are_cut_lose_and_double_nothing(postgresql_url: str) -
             await finished
         books.balance(postgresql_url, 300)
         assert 1 == max(books.attempts.values())
-        assert cuts > 5
+        assert cuts >= 10
 
     asyncio.run(scenario())
 
@@ -117,10 +124,15 @@ def test_a_connection_that_breaks_at_the_commit_loses_and_doubles_nothing(postgr
 
 def test_serialization_failures_are_nobodys_failure(postgresql_url: str) -> None:
     """Handlers that all change one row in serializable transactions conflict, run again, and are each counted once."""
+    both, begun = asyncio.Barrier(2), 0
 
     async def take(order: OrderPlaced, context: Context[Any]) -> None:
+        nonlocal begun
+        begun += 1
+        is_early = begun <= 2
         number = await context.tx.fetchval("SELECT number FROM stock WHERE name = 'book'")
-        await asyncio.sleep(0)
+        if is_early:
+            await both.wait()  # two have read what each of them is about to change
         await context.tx.execute("UPDATE stock SET number = $1 WHERE name = 'book'", (number + 1,))
 
     async def scenario() -> None:
@@ -166,19 +178,40 @@ def test_a_handler_that_is_too_slow_for_its_database_is_tried_again(postgresql_u
     async def dawdle(order: OrderPlaced, context: Context[Any]) -> None:
         if order.order_id in ("o-3", "o-7") and context.attempt == 1:
             await context.tx.execute("INSERT INTO paid VALUES ($1)", (order.order_id,))
+            pid = await context.tx.fetchval("SELECT pg_backend_pid()")
+            await context.tx.execute(f"SET LOCAL {setting} = '100ms'")
             if setting == "statement_timeout":
-                await context.tx.execute("SELECT pg_sleep(5)")
-            await asyncio.sleep(0.5)
+                await context.tx.execute("SELECT pg_sleep(60)")
+            while await asyncio.to_thread(_lives, postgresql_url, pid):  # noqa: ASYNC110 - the server knows no Event
+                await asyncio.sleep(0.02)
 
     async def scenario() -> None:
         await prepare(postgresql_url)
-        url = with_options(postgresql_url, **{setting: "200ms"})
-        async with billing(url, 20, handle=dawdle) as (books, _):
+        async with billing(postgresql_url, 20, handle=dawdle) as (books, _):
             await books.until_paid(20)
         books.balance(postgresql_url, 20)
         assert {"o-3": 2, "o-7": 2} == {order: count for order, count in books.attempts.items() if count > 1}
 
     asyncio.run(scenario())
+
+
+def _lives(url: str, pid: int) -> bool:
+    """Whether the server still has a connection."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        return connection.execute("SELECT 1 FROM pg_stat_activity WHERE pid = %s", (pid,)).fetchone() is not None
+
+
+def after(calls: int, then: asyncio.Event) -> Handle:
+    """Return what lets so many *calls* pass at once, and those behind them *then*."""
+    left = calls
+
+    async def gate(order: OrderPlaced, context: Context[Any]) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            await then.wait()
+
+    return gate
 
 
 async def refusal(store: PostgresStore) -> str:
@@ -194,12 +227,15 @@ async def refusal(store: PostgresStore) -> str:
     return ""
 
 
-def test_a_server_that_becomes_read_only_is_waited_for(server: PostgresServer) -> None:
+def test_a_server_that_becomes_read_only_is_waited_for(
+    server: PostgresServer, caplog: pytest.LogCaptureFixture
+) -> None:
     """As a former primary does: writes fail, nothing is counted, and the text names the cause; then it goes on."""
 
     async def scenario() -> None:
         await prepare(server.url)
-        async with billing(server.url, 200) as (books, store):
+        read_only = asyncio.Event()
+        async with billing(server.url, 200, handle=after(100, read_only)) as (books, store):
             await books.until_paid(100)
             execute(server.url, "ALTER SYSTEM SET default_transaction_read_only = on")
             execute(server.url, "SELECT pg_reload_conf()")
@@ -208,6 +244,10 @@ def test_a_server_that_becomes_read_only_is_waited_for(server: PostgresServer) -
                 while not said:  # a session that is open reads the new setting a moment later
                     said = await refusal(store)
             assert "read-only" in said
+            read_only.set()
+            async with asyncio.timeout(20):
+                while "tidewire.consumer.paused" not in caplog.messages:  # noqa: ASYNC110 - a record sets no event
+                    await asyncio.sleep(0.01)
             with psycopg.connect(server.url, autocommit=True) as connection:
                 connection.execute("SET default_transaction_read_only = off")
                 connection.execute("ALTER SYSTEM RESET default_transaction_read_only")
@@ -233,9 +273,11 @@ def test_a_standby_that_takes_over_is_found(server: PostgresServer) -> None:
                 async with billing(standby.url, 1):
                     pass
             both = server.url.replace(f"127.0.0.1:{server.port}", f"127.0.0.1:{server.port},127.0.0.1:{standby.port}")
-            async with billing(both, 300) as (books, _):
+            killed = asyncio.Event()
+            async with billing(both, 300, handle=after(100, killed)) as (books, _):
                 await books.until_paid(100)
                 await asyncio.to_thread(server.kill)
+                killed.set()
                 await asyncio.to_thread(standby.promote)
                 await books.until_paid(300)
             books.balance(standby.url, 300)

@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -25,14 +26,17 @@ from tidewire.testing.transports.clients import wait_until_stopped
 
 SCRIPT = str(Path(__file__).parent / "process_world.py")
 PATIENCE = 30.0
+LONG = timedelta(seconds=10)  # a lease that a process which is kept from running for a while does not lose
 ROOT = os.geteuid() == 0 if hasattr(os, "geteuid") else False
 
 
 class Process:
     """A billing service in a process of its own, and what it has said."""
 
-    def __init__(self, directory: Path, seconds: float, env: dict[str, str] | None = None) -> None:
-        command = [sys.executable, SCRIPT, str(directory), str(seconds)]
+    def __init__(
+        self, directory: Path, seconds: float, *, lease: timedelta = LEASE, env: dict[str, str] | None = None
+    ) -> None:
+        command = [sys.executable, SCRIPT, str(directory), str(seconds), str(lease.total_seconds())]
         self.popen = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **(env or {})}
         )
@@ -140,7 +144,7 @@ def test_sigterm_at_any_time_spends_nothing(start: Start, tmp_path: Path) -> Non
     ids = [f"o{number}" for number in range(80)]
     asyncio.run(publish(tmp_path, ids))
     for _ in range(8):
-        process = start(tmp_path, 0.05)
+        process = start(tmp_path, 0.05, lease=LONG)
         process.hears("begin")
         time.sleep(chance.uniform(0, 0.2))
         process.signal(signal.SIGTERM)
@@ -152,7 +156,7 @@ def test_sigterm_at_any_time_spends_nothing(start: Start, tmp_path: Path) -> Non
         assert process.ends(OPTIONS.grace.total_seconds() + 10) in ((0, -signal.SIGTERM) if twice else (0,))
         if len(effects(tmp_path)) == len(ids):
             break
-    last = start(tmp_path, 0.0)
+    last = start(tmp_path, 0.0, lease=LONG)
     last.hears("up")
     until(lambda: len(effects(tmp_path)) >= len(ids), "it is not worked off")
     until(lambda: not asyncio.run(unsettled(tmp_path)), "it is not settled")
@@ -268,7 +272,7 @@ def test_a_read_only_disk_is_refused_by_name(start: Start, small_disk: Path) -> 
     """A file system that became read-only ends a start with a sentence, and changes nothing; later all is there."""
     asyncio.run(publish(small_disk, ["o1"]))
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    command = [sys.executable, SCRIPT, str(small_disk), "0"]
+    command = [sys.executable, SCRIPT, str(small_disk), "0", str(LEASE.total_seconds())]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
     subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
     assert done.returncode != 0
