@@ -2,7 +2,8 @@
 
     python kafka_proxy.py LISTEN_PORT TARGET_PORT
 
-takes commands on standard input, one a line, and answers each with one line.
+says the port on which it listens (any that is free, if it was told 0), then takes commands on standard input, one a
+line, and answers each with one line.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ class Proxy:
     """The tests' side."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None, "opened with pipes"
         self._process = process
+        self.port = int(process.stdout.readline())
 
     def say(self, command: str) -> None:
         """Give a command and wait until it has been done.
@@ -36,7 +39,7 @@ class Proxy:
 
 @contextlib.contextmanager
 def proxy(listen: int, target: int) -> Iterator[Proxy]:
-    """Run a proxy from one port of 127.0.0.1 to another."""
+    """Run a proxy from one port of 127.0.0.1, 0 for any that is free, to another."""
     process = subprocess.Popen(
         [sys.executable, __file__, str(listen), str(target)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
@@ -87,6 +90,7 @@ async def _serve(listen: int, target: int) -> None:
         writers.difference_update((writer, onward))
 
     server = await asyncio.start_server(connected, "127.0.0.1", listen)
+    print(server.sockets[0].getsockname()[1], flush=True)
     loop = asyncio.get_running_loop()
     async with server:
         while command := (await loop.run_in_executor(None, sys.stdin.readline)).strip():

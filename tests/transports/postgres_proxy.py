@@ -35,7 +35,7 @@ class CommitProxy:
         try:
             async with asyncio.TaskGroup() as tasks:
                 back = tasks.create_task(self._back(their_reader, writer))
-                await self._forth(reader, their_writer, back)
+                await self._forth(reader, (their_reader, their_writer), back)
                 back.cancel()
         finally:
             for one in (writer, their_writer):
@@ -53,18 +53,25 @@ class CommitProxy:
         writer.close()
 
     async def _forth(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, back: asyncio.Task[None]
+        self,
+        reader: asyncio.StreamReader,
+        theirs: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+        back: asyncio.Task[None],
     ) -> None:
+        answers, writer = theirs
         with suppress(ConnectionError):
             while data := await reader.read(65_536):
                 if self.cut != "never" and b"COMMIT" in data:
                     how, self.cut = self.cut, "never"
                     self.cuts += 1
                     back.cancel()
+                    await asyncio.wait([back])
                     if how == "after":
                         writer.write(data)
                         await writer.drain()
-                        await asyncio.sleep(0.2)  # it is committed; the answer is on its way to nobody
+                        said = b""
+                        while b"COMMIT\0" not in said and (more := await answers.read(65_536)):
+                            said += more  # it is committed; the answer has come to nobody
                     return
                 writer.write(data)
                 await writer.drain()

@@ -15,7 +15,6 @@ from kafka_proxy import Proxy, proxy
 
 from tidewire.model import InboxChannel, Topic
 from tidewire.protocols import Transport
-from tidewire.testing.servers.processes import free_port
 from tidewire.testing.servers.rabbitmq import LIMITED, RabbitServer
 from tidewire.testing.transports import Faults, Site, TransportConformance, spawn_client
 from tidewire.transports.rabbitmq import open_rabbit_transport
@@ -108,7 +107,6 @@ class TestRabbitTransport(TransportConformance):
 
     server: RabbitServer
     proxy: Proxy
-    proxy_port: int
     options: ClassVar[str] = "timeout=6"
     swept: ClassVar[set[str]] = set()
 
@@ -116,8 +114,8 @@ class TestRabbitTransport(TransportConformance):
     @classmethod
     def _proxied(cls, request: pytest.FixtureRequest) -> Iterator[None]:
         server: RabbitServer = request.getfixturevalue("rabbitmq_server")
-        cls.server, cls.proxy_port = server, free_port()
-        with proxy(cls.proxy_port, server.port) as cls.proxy:
+        cls.server = server
+        with proxy(0, server.port) as cls.proxy:
             yield
 
     @pytest.fixture(autouse=True)
@@ -130,7 +128,7 @@ class TestRabbitTransport(TransportConformance):
     def site(self, directory: Path) -> Site:
         """Return the broker that all cases share, behind a proxy."""
         server = self.server
-        url = f"{server.url_of('worker', server.password, port=self.proxy_port)}?{self.options}"
+        url = f"{server.url_of('worker', server.password, port=self.proxy.port)}?{self.options}"
 
         def crash() -> None:
             server.write_down()

@@ -59,6 +59,26 @@ async def publish_first(broker: SqliteTransport) -> None:
 
 
 @pytest.fixture
+def held_search(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """A search for related events waits at its first statement until this is set, or for half a minute."""
+    go_on, connect = threading.Event(), sqlite3.connect
+
+    def hold(sql: str) -> None:
+        if "instr(" in sql:
+            go_on.wait(30)
+
+    def holding(*arguments: Any, **settings: Any) -> sqlite3.Connection:
+        connection = connect(*arguments, **settings)
+        connection.set_trace_callback(hold)
+        return connection
+
+    monkeypatch.setattr(sqlite3, "connect", holding)
+    yield go_on
+    go_on.set()
+    monkeypatch.undo()
+
+
+@pytest.fixture
 def statements(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """What SQLite is asked from now on, on every connection that is opened."""
     heard: list[str] = []
@@ -156,21 +176,20 @@ def test_a_search_by_id_reads_no_table_from_end_to_end(tmp_path: Path, statement
 _INDICES = {"log_once", "log_topic", "delayed_id", "delayed_due", "inbox_id", "inbox_due", "dead_id", "dead_sub"}
 
 
-def test_publishing_goes_on_during_a_search(tmp_path: Path) -> None:
+def test_publishing_goes_on_during_a_search(tmp_path: Path, held_search: threading.Event) -> None:
     """Related events among 100,000 are looked for beside the event loop, and no publish waits for the end of it."""
     path = tmp_path / "b.db"
     fill(path, 100_000)
 
     async def scenario(broker: SqliteTransport) -> None:
         await broker.publish([message(number, correlation="c-5") for number in (100_000, 100_001)])
-        published = 0
         async with asyncio.TaskGroup() as tasks:
             search = tasks.create_task(broker.related("c-5"))
-            while not search.done():
-                await broker.publish([message(200_000 + published)])
-                published += 1
+            for number in range(20):
+                await broker.publish([message(200_000 + number)])
+            assert not search.done()
+            held_search.set()
         assert ["id-5", "id-100000", "id-100001"] == [found.message.id for found in search.result()]
-        assert published > 1
 
     run(path, scenario)
 
@@ -180,7 +199,7 @@ def test_a_search_is_over_when_its_end_is_reached_whatever_is_published(tmp_path
 
     async def scenario(broker: SqliteTransport) -> None:
         await broker.publish([message(number, correlation="c") for number in range(3)])
-        async with asyncio.TaskGroup() as tasks, asyncio.timeout(10):
+        async with asyncio.TaskGroup() as tasks, asyncio.timeout(60):
             search = tasks.create_task(broker.related("c"))
             number = 3
             while not search.done():
@@ -202,7 +221,7 @@ def test_related_passes_over_what_retention_has_removed(tmp_path: Path) -> None:
 
     async def scenario(broker: SqliteTransport) -> None:
         await broker.publish([message(1, correlation="c-0")])
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             assert ["id-0", "id-1"] == [found.message.id for found in await broker.related("c-0")]
 
     run(path, scenario)

@@ -62,7 +62,7 @@ async def take(receiver: Receiver, number: int, *, wait: float = 10.0) -> list[D
 
 
 def member(name: str) -> Subscription:
-    return Subscription("billing", [TOPIC], name, lease=timedelta(seconds=1), grace=timedelta(0))
+    return Subscription("billing", [TOPIC], name, lease=timedelta(seconds=20), grace=timedelta(0))
 
 
 def rows(url: str, sql: str) -> list[tuple[object, ...]]:

@@ -18,7 +18,6 @@ from pamqp import commands as spec
 from tidewire.errors import TransportRefused, TransportUnavailable
 from tidewire.model import DeadChannel, Delivery, GroupSpec, InboxChannel, Message, Subscription, Topic, TopicSpec
 from tidewire.protocols import Receiver
-from tidewire.testing.servers.processes import free_port
 from tidewire.testing.servers.rabbitmq import RabbitServer
 from tidewire.transports.rabbitmq import RabbitTransport, open_rabbit_transport
 
@@ -110,9 +109,9 @@ async def test_a_disk_alarm_stops_publishers_and_nobody_else(rabbitmq_server: Ra
 @on_a_loop
 async def test_a_broker_that_falls_silent_is_left_and_joined_again(rabbitmq_server: RabbitServer) -> None:
     """When nothing comes from the broker any more, calls end in time, and a member works again when it speaks."""
-    topic, port = fresh(), free_port()
-    url = f"{rabbitmq_server.url_of('worker', rabbitmq_server.password, port=port)}?timeout=3"
-    with proxy(port, rabbitmq_server.port) as wire:
+    topic = fresh()
+    with proxy(0, rabbitmq_server.port) as wire:
+        url = f"{rabbitmq_server.url_of('worker', rabbitmq_server.password, port=wire.port)}?timeout=3"
         async with opened(url, topic) as transport, transport.subscribe(place(topic)) as receiver:
             await transport.publish([event(topic, 1)])
             found = await taken(receiver, 1)
