@@ -14,6 +14,8 @@ from itertools import count
 from typing import Protocol, TypeVar, runtime_checkable
 from unittest import SkipTest
 
+import msgspec
+
 from tidewire.chance import UUID7Ids
 from tidewire.clock import SystemClock
 from tidewire.model import (
@@ -35,8 +37,10 @@ from tidewire.model import (
 )
 from tidewire.protocols import Finder, Inspector, Ledger, Receiver, Transport
 from tidewire.testing.transports.clients import Client
+from tidewire.testing.transports.raising import raises
 
 __all__ = [
+    "CALM",
     "LEASE",
     "PATIENCE",
     "Bench",
@@ -58,6 +62,8 @@ _Act = TypeVar("_Act")
 
 LEASE = timedelta(milliseconds=400)
 GRACE = timedelta(milliseconds=100)
+CALM = timedelta(seconds=5)
+"""Lease and grace of a member that is not to lose anything: a busy machine may keep it from running for a while."""
 PATIENCE: ContextVar[float] = ContextVar("PATIENCE")
 """Seconds within which what must happen has happened; set from the site, for the length of a case."""
 
@@ -192,6 +198,10 @@ class Bench:
             grace=GRACE,
         )
 
+    def calm(self, group: str = "billing", *, prefetch: int = 256) -> Subscription:
+        """Return the same of a member that stays with what it has until it gives it back."""
+        return msgspec.structs.replace(self.subscription(group, prefetch=prefetch), lease=CALM, grace=CALM)
+
     def now_us(self) -> int:
         """Return the wall time in microseconds since 1970."""
         return SystemClock().now_us()
@@ -285,12 +295,15 @@ class Bench:
         async with (transport or self.transport).subscribe(wanted) as receiver:
             yield Reader(receiver, self.journal)
 
-    async def lives(self, number: int, *, group: str = "billing", prefetch: int = 256) -> list[Reader]:
-        """Return *number* members, each with a client of its own, all of them in the group until the test ends."""
+    async def lives(self, number: int, *, group: str = "billing", hasty: bool = False) -> list[Reader]:
+        """Return *number* members, each with a client of its own, all of them in the group until the test ends.
+
+        They are calm, unless they are *hasty*: those lose their lanes where they are not heard of for a moment.
+        """
         readers: list[Reader] = []
         for _ in range(number):
             transport = await self.open()
-            joined = transport.subscribe(self.subscription(group, prefetch=prefetch))
+            joined = transport.subscribe(self.subscription(group) if hasty else self.calm(group))
             readers.append(Reader(await self._stack.enter_async_context(joined), self.journal))
         return readers
 
@@ -429,24 +442,6 @@ async def eventually(
     while not await holds():
         assert asyncio.get_running_loop().time() < end, f"not in time: {what}; last seen: {seen[-1:]}"
         await asyncio.sleep(0.02)
-
-
-class raises:  # reads like the function it stands in for
-    """Demand that the block raises one of *kinds*."""
-
-    def __init__(self, *kinds: type[BaseException]) -> None:
-        self._kinds = kinds
-        self.error: BaseException | None = None
-
-    def __enter__(self) -> raises:
-        """Begin the block; afterwards *error* is what was raised."""
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
-        """Swallow what was expected; anything else rises."""
-        assert kind is not None, f"none of {', '.join(one.__name__ for one in self._kinds)} was raised"
-        self.error = error
-        return issubclass(kind, self._kinds)
 
 
 async def spread(readers: Sequence[Reader], lanes: int, *, each: int = 1, within: float | None = None) -> None:

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import timedelta
 
 import msgspec
 
@@ -149,7 +148,7 @@ async def test_leaving_waits_for_settles_no_longer_than_its_grace(bench: Bench) 
     await bench.provision()
     await bench.publish(bench.messages(2, keys=["a"]))
     loop = asyncio.get_running_loop()
-    wanted = msgspec.structs.replace(bench.subscription(), grace=timedelta(seconds=1))
+    wanted = bench.calm()
     async with asyncio.TaskGroup() as tasks:
         async with bench.member(subscription=wanted) as reader:
             first, second = await reader.take(2)
@@ -160,7 +159,7 @@ async def test_leaving_waits_for_settles_no_longer_than_its_grace(bench: Bench) 
 
             tasks.create_task(late())
             start = loop.time()
-        assert 0.1 <= loop.time() - start < 0.9, f"left after {loop.time() - start} s, not when all was settled"
+        assert 0.1 <= loop.time() - start < 4.5, f"left after {loop.time() - start} s, not when all was settled"
     async with bench.member() as reader:
         await reader.silence(0.1)
 

@@ -275,7 +275,8 @@ async def test_topic_and_inbox_copies_of_a_key_share_a_member(bench: Bench) -> N
         await bench.publish(batch)
         async with AsyncExitStack() as stack:
             members = [
-                await stack.enter_async_context(bench.member(transport=await bench.open())) for _ in range(round_ + 1)
+                await stack.enter_async_context(bench.member(transport=await bench.open(), subscription=bench.calm()))
+                for _ in range(round_ + 1)
             ]
             while len(found) < len(wanted):
                 for number, reader in enumerate(members):

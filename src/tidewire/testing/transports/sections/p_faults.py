@@ -355,7 +355,7 @@ async def test_soak(bench: Bench) -> None:
     loop = asyncio.get_running_loop()
     end = loop.time() + soak.total_seconds()
     published: list[Message] = []
-    readers = await bench.lives(2)
+    readers = await bench.lives(2, hasty=True)
     while loop.time() < end:
         batch = bench.messages(40, keys=KEYS)
         await bench.publish(batch)
