@@ -15,6 +15,7 @@ import pytest
 from dev_runs import COMMAND, Dev, alive, edit, made, publish, rows, run
 
 from tidewire.cli.new import TEMPLATES
+from tidewire.testing.servers.processes import wait_until_heard
 
 Start = Callable[..., Dev]
 
@@ -237,8 +238,10 @@ def test_the_second_signal_stops_at_once(tmp_path: Path, start: Start) -> None:
     publish(shop, "1")
     dev.until(lambda: dev.events("output"), "the handler to begin")
     dev.process.send_signal(signal.SIGINT)
+    dev.until(lambda: dev.events("stopping"), "dev to hear it")
     with pytest.raises(subprocess.TimeoutExpired):
         dev.process.wait(0.5)
+    wait_until_heard(dev.processes("billing")[0], signal.SIGTERM)
     assert 0 == dev.end(signal.SIGINT)
     assert 1 == len(dev.events("tidewire.service.stopped_at_once", "billing"))
 

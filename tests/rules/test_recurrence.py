@@ -84,11 +84,11 @@ def test_a_run_in_time_is_not_missed() -> None:
 
 def test_years_of_missed_runs_take_no_time_to_skip() -> None:
     """A service that was off for two years and has a short interval starts at once."""
-    started = time.perf_counter()
+    started = time.process_time()  # of ours alone: what others of this machine do takes no time here
     run, following = plan_run(
         Every(timedelta(milliseconds=10)), due=utc(2024, 1, 1), now=utc(2026, 1, 1), missed="latest", late=HOUR
     )
-    assert time.perf_counter() - started < 0.1
+    assert time.process_time() - started < 0.1
     assert run == utc(2026, 1, 1)
     assert following == utc(2026, 1, 1) + timedelta(milliseconds=10)
 

@@ -33,7 +33,7 @@ class PaymentTaken:
     number: int = 0
 
 
-def soon(main: Coroutine[Any, Any, None], *, seconds: float = 5.0) -> None:
+def soon(main: Coroutine[Any, Any, None], *, seconds: float = 20.0) -> None:
     """Run *main* on virtual time and demand that it took no longer than *seconds* of real time."""
     started = time.perf_counter()
     run(main)
