@@ -20,6 +20,8 @@ from tidewire.model import DeadChannel, Delivery, GroupSpec, InboxChannel, Messa
 from tidewire.protocols import Receiver
 from tidewire.testing.servers.rabbitmq import RabbitServer
 from tidewire.transports.rabbitmq import RabbitTransport, open_rabbit_transport
+from tidewire.transports.rabbitmq.line import open_line
+from tidewire.transports.rabbitmq.settings import settings_of
 
 _numbers = count(1)
 OLD = "broker.old"
@@ -244,6 +246,31 @@ async def test_tls_is_spoken_and_verified(rabbitmq_server: RabbitServer) -> None
     with pytest.raises(TransportRefused, match="certificate"):
         async with open_rabbit_transport(rabbitmq_server.tls_url):
             pass
+
+
+@on_a_loop
+async def test_a_queue_that_does_not_answer_is_named(rabbitmq_server: RabbitServer) -> None:
+    """A broker that died may have lost a queue, and never answers about it: who waits for it says which it is, and what
+    a person must do."""
+    line = await open_line(settings_of(f"{rabbitmq_server.url}?timeout=0.2"), "test")
+    try:
+        answer = asyncio.get_running_loop().create_future()
+        with pytest.raises(TransportUnavailable, match=r"from the queue a\.LANE\.g\.0") as silent:
+            await line.ask(answer, queue="a.LANE.g.0")
+        assert "--provision" in silent.value.hint
+    finally:
+        await line.close()
+
+
+@on_a_loop
+async def test_the_audit_is_there_before_anybody_acts(rabbitmq_server: RabbitServer) -> None:
+    """The queue of the audit is made with the first topic: one that is new when the broker dies may be lost."""
+    for command in (["add_vhost", "anew"], ["set_permissions", "-p", "anew", "worker", ".*", ".*", ".*"]):
+        await asyncio.to_thread(rabbitmq_server.control, *command)
+    url = f"{rabbitmq_server.url}/anew"
+    async with opened(url, fresh()), await aiormq.connect(url) as connection:
+        channel = await connection.channel()
+        assert 0 == (await channel.queue_declare("tidewire.AUDIT", passive=True)).message_count
 
 
 @on_a_loop

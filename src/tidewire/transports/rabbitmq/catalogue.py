@@ -16,7 +16,7 @@ from tidewire.rules.letters import topic_of
 from tidewire.transports.rabbitmq.desk import Desk
 from tidewire.transports.rabbitmq.journal import Journal
 from tidewire.transports.rabbitmq.line import Line
-from tidewire.transports.rabbitmq.names import CATALOGUE
+from tidewire.transports.rabbitmq.names import AUDIT, CATALOGUE
 
 __all__ = ["Catalogue", "Entry"]
 
@@ -114,7 +114,9 @@ class Catalogue:
         self._take(entry)
 
     async def make(self, line: Line) -> None:
-        """Create the queue. Only under the desk's lock."""
+        """Create the queue, and that of the audit: an operator's first act may come just before the broker dies. Only
+        under the desk's lock."""
+        await Journal(AUDIT, self.desk.settings.timeout, name="audit").make(line)
         await self._journal.make(line)
         self.exists = True
 

@@ -18,6 +18,10 @@ __all__ = ["Line", "Silent", "open_line"]
 
 _GOODBYE = 0.25
 _OLDEST = (3, 10)
+_LOST = (
+    "where the broker answers otherwise it has lost this queue, as one that was new when it died: "
+    "delete the queue, and start a service with --provision"
+)
 T = TypeVar("T")
 
 
@@ -137,8 +141,9 @@ class Line:
         finally:
             await self.close_pipe(pipe)
 
-    async def ask(self, question: Awaitable[T]) -> T:
-        """Wait for the answer to a question. A cancel leaves it on its way: it is answered, and nobody hears.
+    async def ask(self, question: Awaitable[T], *, queue: str = "") -> T:
+        """Wait for the answer to a question, which is put to *queue* where that may be lost. A cancel leaves it on its
+        way: it is answered, and nobody hears.
 
         Raises:
             TransportUnavailable: there is no answer, and the connection is gone now.
@@ -149,7 +154,8 @@ class Line:
                 answers, error = await asyncio.shield(_answered(question))
         except TimeoutError:
             self.cut()
-            raise Silent(f"{self.what}: no answer in time") from None
+            asked = f" from the queue {queue}" if queue else ""
+            raise Silent(f"{self.what}: no answer in time{asked}", hint=_LOST if queue else "") from None
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is not None and task.cancelling():

@@ -49,7 +49,7 @@ async def look_at(
     look = _Look(outlet, queue, name)
     try:
         await line.ask(outlet.pipe.basic_qos(prefetch_count=_SEEN_MAX))
-        await line.ask(outlet.pipe.give(queue, look.take, tag="look"))
+        await line.ask(outlet.pipe.give(queue, look.take, tag="look"), queue=queue)
         try:
             async with asyncio.timeout(seconds):
                 await look.until_all_is_here(seconds)

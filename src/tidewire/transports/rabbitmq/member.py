@@ -288,18 +288,13 @@ class Member:
         lanes = [Lane(topic, number) for topic, number in places]
         self.lanes.update({lane.name: lane for lane in lanes})
         group, pipe = self.subscription.group, control.pipe
-        await asyncio.gather(
-            *(
-                line.ask(
-                    pipe.give(
-                        token_queue(lane.topic, group, lane.number),
-                        partial(self._token_came, lane),
-                        tag=f"token {lane.name}",
-                    )
-                )
-                for lane in lanes
-            )
-        )
+
+        async def claim(lane: Lane) -> None:
+            queue = token_queue(lane.topic, group, lane.number)
+            given = pipe.give(queue, partial(self._token_came, lane), tag=f"token {lane.name}")
+            await line.ask(given, queue=queue)
+
+        await asyncio.gather(*(claim(lane) for lane in lanes))
 
     def _token_came(self, lane: Lane, message: DeliveredMessage) -> None:
         lane.tokens[message.delivery_tag or 0] = Token.decoded(message.body)
@@ -333,7 +328,7 @@ class Member:
             (True, inbox_queue(lane.topic, group, number)),
             (False, lane_queue(lane.topic, group, number)),
         ):
-            await line.ask(pipe.give(queue, partial(self._came, lane, inbox), tag=queue))
+            await line.ask(pipe.give(queue, partial(self._came, lane, inbox), tag=queue), queue=queue)
 
     def _came(self, lane: Lane, inbox: bool, message: DeliveredMessage) -> None:
         topic = Topic(lane.topic)
