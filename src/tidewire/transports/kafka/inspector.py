@@ -235,12 +235,15 @@ class KafkaInspector:
 
     async def _dead(self, wanted: Sequence[tuple[str, str]]) -> dict[tuple[str, str], DeadLog]:
         """Return which dead letters there are in each of these channels now."""
+        await self._names.know([dead_topic(*pair) for pair in wanted])
         found = {
-            pair: self._dead_logs.setdefault(log, DeadLog(log, DeadChannel(*pair)))
+            pair: self._dead_logs.setdefault(dead_topic(*pair), DeadLog(dead_topic(*pair), DeadChannel(*pair)))
             for pair in wanted
-            for log in [dead_topic(*pair)]
         }
-        await look_into(list(found.values()), self._asker)
+        for pair, dead in found.items():
+            if self._names.partitions(dead.log) is None:  # somebody deleted it, and what was in it
+                found[pair] = self._dead_logs[dead.log] = DeadLog(dead.log, dead.address)
+        await look_into([one for one in found.values() if self._names.partitions(one.log) is not None], self._asker)
         return found
 
     async def seek(self, topic: str, group: str, *, to: int | str | datetime) -> None:
