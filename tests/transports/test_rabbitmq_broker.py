@@ -263,6 +263,22 @@ async def test_a_queue_that_does_not_answer_is_named(rabbitmq_server: RabbitServ
 
 
 @on_a_loop
+async def test_a_group_that_lost_a_queue_is_still_told(rabbitmq_server: RabbitServer) -> None:
+    """Where one of a group's queues was deleted, its counts are unknown and it is not passed off as none; where all
+    are, it is gone."""
+    topic = fresh()
+    async with opened(rabbitmq_server.url, topic) as transport, await aiormq.connect(rabbitmq_server.url) as connection:
+        channel = await connection.channel()
+        await channel.queue_delete(f"{topic}.DEAD.billing")
+        (told,) = await transport.groups(topic)
+        assert ("billing", None, 0) == (told.group, told.stats.ready, told.stats.dead)
+        for number in range(2):
+            for kind in ("LANE", "INBOX", "TOKEN"):
+                await channel.queue_delete(f"{topic}.{kind}.billing.{number}")
+        assert [] == await transport.groups(topic)
+
+
+@on_a_loop
 async def test_the_audit_is_there_before_anybody_acts(rabbitmq_server: RabbitServer) -> None:
     """The queue of the audit is made with the first topic: one that is new when the broker dies may be lost."""
     for command in (["add_vhost", "anew"], ["set_permissions", "-p", "anew", "worker", ".*", ".*", ".*"]):

@@ -50,6 +50,7 @@ from tidewire.transports.rabbitmq.receiver import RabbitReceiver
 __all__ = ["RabbitInspector"]
 
 _ANSWERS = 1.0
+_UNKNOWN = Stats(ready=None, in_flight=None, delayed=None, dead=None, oldest_ready=None)
 _LOOKS, _AGAIN = 50, 0.02
 """How often it is asked whether others still look at dead letters, and the seconds between."""
 _encode = msgspec.json.Encoder().encode
@@ -99,10 +100,31 @@ class RabbitInspector(ABC):
         for pair in wanted:
             try:
                 found.append(await self._group(*pair))
-            except TransportRefused as error:  # its queues were deleted: it is not there
+            except TransportRefused as error:
                 if not isinstance(error.__cause__, ChannelNotFoundEntity):
                     raise
+                if (left := await self._left(*pair)) is not None:
+                    found.append(GroupInfo(topic=pair[0], group=pair[1], stats=left, owners=None))
         return found
+
+    async def _left(self, topic: str, group: str) -> Stats | None:
+        """Return what can be told of a group of which a queue was deleted, or None: all were, and it is gone."""
+        line = await self._desk.line()
+
+        async def is_there(queue: str) -> bool:
+            try:
+                async with line.a_pipe() as pipe:
+                    await line.ask(pipe.queue_declare(queue, passive=True))
+            except TransportRefused:
+                return False
+            return True
+
+        if await is_there(dead_queue(topic, group)):
+            return _UNKNOWN
+        lanes = range(self._catalogue.topics[topic].lanes)
+        names = [of(topic, group, number) for number in lanes for of in (lane_queue, inbox_queue)]
+        found = [queue for queue in names if await is_there(queue)]
+        return msgspec.structs.replace(_UNKNOWN, dead=0) if found else None
 
     async def stats(self, topic: str, group: str) -> Stats:
         """Return the counts of (topic, group). What a member does not answer for, nobody can tell."""
