@@ -10,7 +10,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 from tidewire.chance import UUID7Ids
 from tidewire.kit.looks import topics_there
-from tidewire.model import DeadChannel, GroupSpec, Message, TopicSpec
+from tidewire.model import DeadChannel, GroupSpec, Message, Subscription, TopicSpec
 from tidewire.transports.kafka import open_kafka_transport
 
 
@@ -74,6 +74,25 @@ def test_a_dead_channel_that_is_gone_is_made_anew(kafka_url: str) -> None:
             assert [["unchanged", "create"], ["unchanged", "create"], ["unchanged", "unchanged"]] == kinds
             letter = Message(DeadChannel(topic, "billing"), "1", "s", None, {}, b"")
             assert [True] == [receipt.ok for receipt in await transport.publish([letter])]
+
+    asyncio.run(scenario())
+
+
+def test_a_group_that_has_members_may_get_another_topic(kafka_url: str) -> None:
+    """Where a group begins on a topic is written down by whoever makes it there; where members of it are at work on
+    another topic, that is left to them, and nobody's start ends by it."""
+    space = f"t{UUID7Ids().event_id()[-12:]}"
+    group = f"g{space}"
+    first, second = f"{space}.a", f"{space}.b"
+
+    async def scenario() -> None:
+        async with open_kafka_transport(kafka_url) as transport, open_kafka_transport(kafka_url) as other:
+            await transport.provision([TopicSpec(first, 1), TopicSpec(second, 1)], [GroupSpec(group, [first])])
+            async with transport.subscribe(Subscription(group, [first], "one", "key")) as receiver:
+                async with asyncio.timeout(60):
+                    while not await receiver.receive(0, timedelta(seconds=1)):
+                        pass
+                assert ["create"] == [one.kind for one in await other.provision([], [GroupSpec(group, [second])])]
 
     asyncio.run(scenario())
 

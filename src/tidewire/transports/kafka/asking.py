@@ -387,13 +387,13 @@ class Asker:
             try:
                 asked = admin.alter_consumer_group_offsets(request, request_timeout=seconds)
                 (result,) = self._all(admin, asked).values()
+                for one in result.topic_partitions:
+                    if one.error is not None:
+                        raise KafkaException(one.error)
             except KafkaException as error:
                 if code_of(error) in ("NON_EMPTY_GROUP", "UNKNOWN_MEMBER_ID", "STALE_MEMBER_EPOCH"):
                     raise TransportRefused(f"group {group} has members", hint="stop them first") from error
                 raise
-            for one in result.topic_partitions:
-                if one.error is not None:
-                    raise KafkaException(one.error)
 
         await self._ask_coordinator(ask, f"group {group}")
 
