@@ -1,5 +1,7 @@
 """A RabbitMQ of one's own, for a test, a benchmark or the demo: free ports on 127.0.0.1, a data folder, one pid.
 
+`private_cluster` makes several of them one broker.
+
 Needs only the standard library and the server's programs, as Debian's package ``rabbitmq-server`` brings them.
 """
 
@@ -13,6 +15,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +30,7 @@ from tidewire.testing.servers.processes import (
     wait_until_ready,
 )
 
-__all__ = ["LIMITED", "NoServer", "RabbitServer", "private_rabbit"]
+__all__ = ["LIMITED", "NoServer", "RabbitServer", "private_cluster", "private_rabbit"]
 
 _READY_MAX = 120.0
 _CONTROL_MAX = 60.0
@@ -48,6 +51,8 @@ class RabbitServer:
 
     *root*: where the packages lie that bring its programs, unpacked as Debian's are; installed ones lie under ``/``.
     It listens on 127.0.0.1 alone, as do its helpers. Its user ``worker`` may do everything; the other is `LIMITED`.
+    *home*: where the nodes of a cluster share the secret by which they know each other; they share the port mapper
+    at *mapper_port* as well, which is none of theirs.
     """
 
     folder: Path
@@ -59,7 +64,14 @@ class RabbitServer:
     node_port: int = field(default_factory=free_port)
     mapper_port: int = field(default_factory=free_port)
     password: str = field(default_factory=lambda: secrets.token_hex(8))
+    home: Path | None = None
+    tick: int = 60
     _process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def node(self) -> str:
+        """Its name among nodes."""
+        return f"tidewire-{self.port}@localhost"
 
     @property
     def address(self) -> str:
@@ -111,23 +123,35 @@ class RabbitServer:
         definitions.touch(0o600)
         definitions.write_text(json.dumps(self._definitions()))
 
-    def start(self, *, outlives: bool = False) -> None:
+    def start(self, *, outlives: bool = False, wait: bool = True) -> None:
         """Start it and wait until it takes connections. Unless it *outlives* us, it ends with this process.
 
         Raises:
             NoServer: it did not start; its log is in the text.
         """
-        environment, programs = self._environment(), self._programs()
-        mapper = shutil.which("epmd", path=environment["PATH"])
-        if mapper is None or shutil.which("setpriv") is None:
-            raise NoServer("RabbitMQ needs `epmd` of Erlang and `setpriv` of util-linux on PATH")
+        program = str(self._programs() / "rabbitmq-server")
+        alone = ["sh", "-c", _START, "sh", self.mapper(), program]
         self._process = launched(
-            ["sh", "-c", _START, "sh", mapper, str(programs / "rabbitmq-server")],
+            alone if self.home is None else [program, "-noinput"],
             self.folder,
             end_by=None if outlives else signal.SIGKILL,
-            environment=environment,
+            environment=self._environment(),
         )
-        wait_until_ready(self._process, self._answers, name="RabbitMQ", folder=self.folder, seconds=_READY_MAX)
+        if wait:
+            self.wait_until_ready()
+
+    def wait_until_ready(self) -> None:
+        """Wait until it takes connections.
+
+        Raises:
+            NoServer: it has ended, or takes too long.
+        """
+        assert self._process is not None, "it has been started"
+        wait_until_ready(self._process, self.is_ready, name="RabbitMQ", folder=self.folder, seconds=_READY_MAX)
+
+    def is_ready(self) -> bool:
+        """Whether a broker speaks on every listener's port."""
+        return _greets(self.port) and (not self.tls or _listens(self.tls_port))
 
     def stop(self) -> None:
         """End it in good order; nothing if it does not run."""
@@ -169,7 +193,7 @@ class RabbitServer:
             self.control("eval", _SYNC)
             return
         done = subprocess.run(  # noqa: S603 - a program beside that server, a hundred times as quick as the other
-            [program, "-n", f"tidewire-{self.port}@localhost", "-e"],
+            [program, "-n", self.node, "-e"],
             input=f"{_SYNC}\n",
             capture_output=True,
             text=True,
@@ -180,14 +204,14 @@ class RabbitServer:
         if not done.stdout.startswith("{ok,"):
             raise RuntimeError(f"the broker did not write down what it has: {done.stdout}{done.stderr}")
 
-    def control(self, *arguments: str) -> str:
-        """Run ``rabbitmqctl`` against it and return what it prints; takes seconds.
+    def control(self, *arguments: str, program: str = "rabbitmqctl") -> str:
+        """Run ``rabbitmqctl``, or *program* beside it, against it and return what it prints; takes seconds.
 
         Raises:
             RuntimeError: it failed; what it said is in the text.
         """
         done = subprocess.run(  # noqa: S603 - a program beside that server
-            [str(self._programs() / "rabbitmqctl"), "--quiet", *arguments],
+            [str(self._programs() / program), "--quiet", *arguments],
             cwd=self.folder,
             capture_output=True,
             text=True,
@@ -196,13 +220,29 @@ class RabbitServer:
             timeout=_CONTROL_MAX,
         )
         if done.returncode:
-            raise RuntimeError(f"rabbitmqctl {' '.join(arguments)} failed: {(done.stderr or done.stdout).strip()}")
+            raise RuntimeError(f"{program} {' '.join(arguments)} failed: {(done.stderr or done.stdout).strip()}")
         return done.stdout
+
+    def lose_data(self) -> None:
+        """Delete what it has stored, and kill it if it runs: it comes back as a node that nobody knows."""
+        self.kill()
+        shutil.rmtree(self.folder / "data", ignore_errors=True)
 
     def remove(self) -> None:
         """Kill it and delete everything."""
         self.kill()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def mapper(self) -> str:
+        """Return Erlang's port mapper.
+
+        Raises:
+            NoServer: it is not installed, or what ends it with its node.
+        """
+        mapper = shutil.which("epmd", path=self._environment()["PATH"])
+        if mapper is None or shutil.which("setpriv") is None:
+            raise NoServer("RabbitMQ needs `epmd` of Erlang and `setpriv` of util-linux on PATH")
+        return mapper
 
     def _programs(self) -> Path:
         """Return the folder with `rabbitmq-server` and `rabbitmqctl`.
@@ -223,7 +263,7 @@ class RabbitServer:
         foreign = ("RABBITMQ_", "ERL_", "XDG_", "NOTIFY_SOCKET")
         own = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
         return own | {
-            "HOME": str(self.folder),  # for Erlang's cookie
+            "HOME": str(self.home or self.folder),  # for Erlang's cookie
             "PATH": os.pathsep.join([str(self.root / "usr/lib/erlang/bin"), own.get("PATH", os.defpath)]),
             "LC_ALL": "C.UTF-8",
             "ERL_EPMD_ADDRESS": "127.0.0.1",
@@ -234,11 +274,14 @@ class RabbitServer:
             "RABBITMQ_ADVANCED_CONFIG_FILE": str(self.folder / "advanced.config"),
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(self.folder / "enabled_plugins"),
             "RABBITMQ_MNESIA_BASE": str(self.folder / "data"),
+            "RABBITMQ_LOG_BASE": str(self.folder),  # for what Erlang leaves behind when it fails
             "RABBITMQ_LOGS": "-",
-            "RABBITMQ_NODENAME": f"tidewire-{self.port}@localhost",
+            "RABBITMQ_NODENAME": self.node,
             "RABBITMQ_DIST_PORT": str(self.node_port),
             "RABBITMQ_SCHEDULER_BIND_TYPE": "u",  # bound, two nodes would share one core of several
-            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": " ".join(
+                ("-kernel inet_dist_use_interface {127,0,0,1}", f"net_ticktime {self.tick}")
+            ),
         }
 
     def _definitions(self) -> dict[str, object]:
@@ -273,10 +316,6 @@ class RabbitServer:
             "ssl_options.keyfile": str(key),
         }
 
-    def _answers(self) -> bool:
-        """Whether a broker speaks on every listener's port."""
-        return _greets(self.port) and (not self.tls or _listens(self.tls_port))
-
     def _end(self, how: signal.Signals) -> None:
         if self._process is not None:
             ended(self._process, how)
@@ -298,6 +337,56 @@ def private_rabbit(*, tls: bool = False, root: Path = Path("/"), **settings: str
         yield server
     finally:
         server.remove()
+
+
+@contextlib.contextmanager
+def private_cluster(
+    size: int = 3, *, root: Path = Path("/"), tick: int = 4, **settings: str
+) -> Generator[list[RabbitServer]]:
+    """Yield the running nodes of one cluster, in which a minority stops; remove them in the end.
+
+    *settings* with ``__`` for ``.``, *root* as for `private_rabbit`. After *tick* seconds, or a quarter more, a node
+    that is silent counts as gone. A node whose data is deleted while it does not run is to be forgotten
+    (``rabbitmqctl forget_cluster_node``) before it starts, and joins anew then.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="tidewire-rabbitmq-"))
+    dotted = {name.replace("__", "."): value for name, value in settings.items()}
+    mapper_port, password = free_port(), secrets.token_hex(8)
+    nodes = [
+        RabbitServer(
+            folder / str(number),
+            root=root.absolute(),
+            mapper_port=mapper_port,
+            password=password,
+            home=folder,
+            tick=tick,
+        )
+        for number in range(1, size + 1)
+    ]
+    names = {f"cluster_formation.classic_config.nodes.{number}": one.node for number, one in enumerate(nodes, 1)}
+    mapper = None
+    try:
+        mapper = launched(
+            [nodes[0].mapper(), "-port", str(mapper_port), "-address", "127.0.0.1"], folder, end_by=signal.SIGKILL
+        )
+        for number, one in enumerate(nodes):
+            one.settings = {
+                "cluster_formation.peer_discovery_backend": "classic_config",
+                **names,
+                "cluster_partition_handling": "pause_minority",
+                **dotted,
+            }
+            one.create()
+            one.start(wait=not number)  # the others join what is there
+        for one in nodes:
+            one.wait_until_ready()
+        yield nodes
+    finally:
+        for one in nodes:
+            one.remove()
+        if mapper is not None:
+            ended(mapper, signal.SIGKILL)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _greets(port: int) -> bool:
