@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-import pytest
-
 from tidewire.config import open_transport
 from tidewire.kit.looks import Identified
+from tidewire.model import TopicSpec
+from tidewire.testing.servers.rabbitmq import RabbitServer
 
 
 async def identity_of(url: str) -> str:
@@ -32,11 +32,27 @@ def test_tables_are_known_by_any_url(postgresql_url: str) -> None:
     assert here != asyncio.run(identity_of(f"{postgresql_url}?prefix=tw_"))
 
 
-@pytest.mark.parametrize("kind", ["kafka", "rabbitmq"])
-def test_a_cluster_says_its_name(kind: str, request: pytest.FixtureRequest) -> None:
+def test_a_kafka_says_its_name(kafka_url: str) -> None:
     """Each that opens it hears the same name, and no empty one."""
-    url = request.getfixturevalue(f"{kind}_url")
-    first, second = asyncio.run(identity_of(url)), asyncio.run(identity_of(url))
+    first, second = asyncio.run(identity_of(kafka_url)), asyncio.run(identity_of(kafka_url))
     assert first == second
-    assert f"{kind}:" == first[: len(kind) + 1]
-    assert len(first) > len(kind) + 1
+    assert first.removeprefix("kafka:")
+
+
+def test_a_rabbitmq_keeps_the_name_that_it_was_given(rabbitmq_server: RabbitServer) -> None:
+    """Who asks first gives it one; another virtual host has another, and one in which nothing was made has none."""
+    for vhost in ("named", "other", "void"):
+        rabbitmq_server.control("add_vhost", vhost)
+        rabbitmq_server.control("set_permissions", "-p", vhost, "worker", ".*", ".*", ".*")
+
+    async def made(url: str) -> str:
+        async with open_transport(url) as transport:
+            await transport.provision([TopicSpec("shop.order", 1)], [])
+        return await identity_of(url)
+
+    url = f"{rabbitmq_server.url}/"
+    first, second = asyncio.run(made(f"{url}named")), asyncio.run(identity_of(f"{url}named"))
+    assert first == second
+    assert first.removeprefix("rabbitmq:")
+    assert first != asyncio.run(made(f"{url}other"))
+    assert "" == asyncio.run(identity_of(f"{url}void"))

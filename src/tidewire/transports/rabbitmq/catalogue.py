@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Literal
 
 import msgspec
-from aiormq.exceptions import ChannelNotFoundEntity
+from aiormq.exceptions import ChannelAccessRefused, ChannelNotFoundEntity
 
 from tidewire.errors import TransportRefused
 from tidewire.model import Address, TopicSpec
@@ -25,15 +25,17 @@ _US = timedelta(microseconds=1)
 
 class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
     """A record: a topic, a group on it (*group* is not empty), or a tier of the delays that lead to either (*tier* is
-    the milliseconds that a message waits in it). Durations are microseconds."""
+    the milliseconds that a message waits in it). One without a topic gives this broker its *name*. Durations are
+    microseconds."""
 
-    topic: str
+    topic: str = ""
     group: str = ""
     lanes: int = 0
     retention: int | None = None
     size_bytes_max: int | None = None
     start: Literal["earliest", "latest"] = "earliest"
     tier: int = 0
+    name: str = ""
 
     @property
     def spec(self) -> TopicSpec:
@@ -55,6 +57,7 @@ class Catalogue:
         self.groups: dict[tuple[str, str], Entry] = {}
         self.tiers: dict[tuple[str, str], set[int]] = {}  # of topics (with no group), and of inbox channels
         self.exists = False
+        self.name = ""
         self._gone: dict[str, Entry] = {}
         self._journal = Journal(CATALOGUE, desk.settings.timeout, name=f"{desk.name}-catalogue")
         self._looking = asyncio.Lock()
@@ -101,12 +104,33 @@ class Catalogue:
                 self._take(_decode(record))
 
     def _take(self, entry: Entry) -> None:
-        if entry.tier:
+        if entry.name:
+            self.name = self.name or entry.name
+        elif entry.tier:
             self.tiers.setdefault((entry.topic, entry.group), set()).add(entry.tier)
         elif entry.group:
             self.groups[entry.topic, entry.group] = entry
         else:
             self.topics[entry.topic] = entry
+
+    async def named(self, name: str) -> str:
+        """Return the name that this broker was given, which is *name* if it had none; nothing while nothing is there.
+
+        The nodes of a cluster would each say another one, unless somebody has named the cluster. Where we may not
+        give it a name, it has none.
+        """
+        if not self.name:
+            await self.look()
+        if not self.name and self.exists:
+            try:
+                async with self.desk.locked() as line:
+                    await self.look(line)
+                    if not self.name:
+                        await self.add(line, Entry(name=name))
+            except TransportRefused as error:
+                if not isinstance(error.__cause__, ChannelAccessRefused):
+                    raise
+        return self.name
 
     async def add(self, line: Line, entry: Entry) -> None:
         """Note what was made. Only under the desk's lock."""

@@ -7,7 +7,6 @@ import os
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
-from urllib.parse import quote
 
 from tidewire.chance import Ids, UUID7Ids
 from tidewire.clock import SystemClock
@@ -67,10 +66,10 @@ class RabbitTransport(RabbitInspector):
         return await self._topology.provision(topics, groups, dry_run=dry_run)
 
     async def identity(self) -> str:
-        """Name the cluster and the virtual host; see `tidewire.kit.looks.Identified`."""
+        """Say the name that was given to what lies in the virtual host; see `tidewire.kit.looks.Identified`."""
         self._check_open()
-        cluster = (await self._desk.line()).cluster
-        return f"rabbitmq:{cluster}{quote(self._settings.vhost)}" if cluster else ""
+        name = await self._catalogue.named(self._ids.event_id())
+        return f"rabbitmq:{name}" if name else ""
 
     async def publish(self, messages: Sequence[Message]) -> Sequence[Receipt]:
         """Publish *messages*, mandatory, and wait until each is confirmed by a majority of its queue's replicas."""
