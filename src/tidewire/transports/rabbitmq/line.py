@@ -10,6 +10,8 @@ from typing import TypeVar
 from aiormq.connection import Connection
 
 from tidewire.errors import TransportRefused, TransportUnavailable
+from tidewire.kit.groups import first_error
+from tidewire.kit.waits import happens
 from tidewire.transports.rabbitmq.errors import FOREIGN, translated
 from tidewire.transports.rabbitmq.library import Pipe, end_of, on_end, opened
 from tidewire.transports.rabbitmq.settings import RabbitSettings
@@ -17,6 +19,8 @@ from tidewire.transports.rabbitmq.settings import RabbitSettings
 __all__ = ["Line", "Silent", "open_line"]
 
 _GOODBYE = 0.25
+_PATIENCE = 2.0
+"""Seconds that a server has for itself before the next one is tried beside it."""
 _OLDEST = (3, 10)
 _LOST = (
     "where the broker answers otherwise it has lost this queue, as one that was new when it died: "
@@ -56,12 +60,6 @@ class Line:
         text = self._connection.server_properties.get("version", "0")
         parts = str(text if isinstance(text, str) else "0").split("-")[0].split(".")
         return tuple(int(part) for part in parts if part.isdigit())
-
-    @property
-    def cluster(self) -> str:
-        """The name that all nodes of the cluster give, or nothing."""
-        name = self._connection.server_properties.get("cluster_name")
-        return name if isinstance(name, str) else ""
 
     @property
     def body_max(self) -> int:
@@ -198,30 +196,83 @@ async def _answered(question: Awaitable[T]) -> tuple[list[T], BaseException | No
 
 
 async def open_line(settings: RabbitSettings, name: str, *, heartbeat: int = 30) -> Line:
-    """Connect to the first server that answers.
+    """Connect to the first server that answers, in the order of the URL.
+
+    While one keeps us waiting the next one is tried too: of a machine that is gone nobody says so.
 
     Raises:
         TransportUnavailable: none answers.
         TransportRefused: one does not let us in, or is too old.
     """
-    last: TransportUnavailable | None = None
-    for server in settings.servers:
+    race = _Race()
+    ended = [asyncio.Event() for _ in settings.servers]
+
+    async def run(place: int, server: tuple[str, int]) -> None:
+        if place:
+            await happens(ended[place - 1], place * _PATIENCE)
         try:
-            async with asyncio.timeout(settings.timeout):
-                connection, writer = await opened(settings, server, name=name, heartbeat=heartbeat)
-        except TimeoutError:
-            last = TransportUnavailable(f"{settings.what}: no answer in time")
-            continue
-        except FOREIGN as error:
-            found = translated(error, settings.what)
-            if not isinstance(found, TransportUnavailable):
-                raise found from error
-            last = found
-            continue
-        line = Line(connection, writer, settings)
-        if line.version < _OLDEST:
-            await line.close()
-            raise TransportRefused(f"{settings.what} is RabbitMQ {line.version}", hint="3.10 is the oldest that can")
-        return line
-    assert last is not None, "a URL names a server"
-    raise last
+            race.finish(await _open(settings, server, name=name, heartbeat=heartbeat))
+        except TransportUnavailable as error:
+            race.last = error
+        finally:
+            ended[place].set()
+
+    done = False
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            race.runners = [tasks.create_task(run(*one)) for one in enumerate(settings.servers)]
+        done = True
+    except BaseExceptionGroup as group:
+        raise first_error(group) from None
+    finally:
+        if not done:
+            race.give_up()
+    if race.line is not None:
+        return race.line
+    assert race.last is not None, "a URL names a server"
+    raise race.last
+
+
+class _Race:
+    """Which of several connections is there first; others that come are cut off."""
+
+    def __init__(self) -> None:
+        self.line: Line | None = None
+        self.last: TransportUnavailable | None = None
+        self.runners: list[asyncio.Task[None]] = []
+
+    def finish(self, line: Line) -> None:
+        """Have a connection; the others are waited for no more."""
+        if self.line is not None:
+            line.cut()
+            return
+        self.line = line
+        for runner in self.runners:
+            if runner is not asyncio.current_task():
+                runner.cancel()
+
+    def give_up(self) -> None:
+        """Have none."""
+        if self.line is not None:
+            self.line.cut()
+
+
+async def _open(settings: RabbitSettings, server: tuple[str, int], *, name: str, heartbeat: int) -> Line:
+    """Connect to one server.
+
+    Raises:
+        TransportUnavailable: it does not answer.
+        TransportRefused: it does not let us in, or is too old.
+    """
+    try:
+        async with asyncio.timeout(settings.timeout):
+            connection, writer = await opened(settings, server, name=name, heartbeat=heartbeat)
+    except TimeoutError:
+        raise TransportUnavailable(f"{settings.what}: no answer in time") from None
+    except FOREIGN as error:
+        raise translated(error, settings.what) from error
+    line = Line(connection, writer, settings)
+    if line.version < _OLDEST:
+        await line.close()
+        raise TransportRefused(f"{settings.what} is RabbitMQ {line.version}", hint="3.10 is the oldest that can")
+    return line

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
@@ -45,9 +44,8 @@ class Outlet:
         self.line = line
         self.pipe = pipe
         self._sent = 0
-        self._waiting: deque[tuple[_Batch, int, str]] = deque()  # of the tags from self._first on
-        self._first = 1
-        self._early: dict[int, Confirm] = {}
+        self._waiting: dict[int, tuple[_Batch, int, str]] = {}  # by their tags
+        self._first = 1  # of the tags that were not confirmed with all before them
         self._returned: set[str] = set()
         pipe.on_confirm = self._confirmed
         pipe.on_return = self._came_back
@@ -92,23 +90,25 @@ class Outlet:
             return
         part = parcels[start:end]
         self.line.write(publish_frames(self.pipe.number, part, self.line.body_max))
-        self._sent += len(part)
-        self._waiting.extend((batch, start + place, parcel.name) for place, parcel in enumerate(part))
+        for place, parcel in enumerate(part, start):
+            self._sent += 1
+            self._waiting[self._sent] = (batch, place, parcel.name)
 
     def _confirmed(self, tag: int, multiple: bool, stored: bool) -> None:
+        """Tell at once, in whatever order: a queue that cannot confirm keeps nobody waiting but its own."""
         confirm: Confirm = "ack" if stored else "nack"
-        waiting = self._waiting
-        if not multiple and tag != self._first:
-            self._early[tag] = confirm
+        if not multiple:
+            self._tell(tag, confirm)
             return
-        while waiting and self._first <= tag:
-            self._tell(self._early.pop(self._first, confirm))
-        while waiting and self._first in self._early:
-            self._tell(self._early.pop(self._first))
+        for one in range(self._first, tag + 1):
+            self._tell(one, confirm)
+        self._first = max(self._first, tag + 1)
 
-    def _tell(self, confirm: Confirm) -> None:
-        batch, place, name = self._waiting.popleft()
-        self._first += 1
+    def _tell(self, tag: int, confirm: Confirm) -> None:
+        waiting = self._waiting.pop(tag, None)
+        if waiting is None:  # it was told
+            return
+        batch, place, name = waiting
         if self._returned and name in self._returned:
             self._returned.discard(name)
             confirm = "returned"
@@ -118,9 +118,9 @@ class Outlet:
         self._returned.add(name_of(message.header.properties))
 
     def _ended(self) -> None:
-        waiting, self._waiting = self._waiting, deque()
-        for offset, (batch, place, _) in enumerate(waiting):
-            batch.put(place, self._early.get(self._first + offset, "unknown"))
+        waiting, self._waiting = self._waiting, {}
+        for batch, place, _ in waiting.values():
+            batch.put(place, "unknown")
 
 
 async def open_outlet(line: Line) -> Outlet:
