@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 from aiormq.abc import DeliveredMessage
+from pamqp import commands as spec
 
 from tidewire.chance import Ids
 from tidewire.errors import TransportError, TransportRefused, TransportUnavailable
@@ -20,10 +21,10 @@ from tidewire.kit.waits import happens
 from tidewire.model import InboxChannel, LaneEvent, Subscription, Topic
 from tidewire.protocols import Clock
 from tidewire.transports.rabbitmq.dealing import TIER_LEAST_MS, dealt
-from tidewire.transports.rabbitmq.frames import Parcel, ack_frames, bare
+from tidewire.transports.rabbitmq.frames import Parcel, ack_frames, bare, publish_frames
 from tidewire.transports.rabbitmq.gossip import Circle, Word, heard
 from tidewire.transports.rabbitmq.lanes import Lane
-from tidewire.transports.rabbitmq.library import on_end
+from tidewire.transports.rabbitmq.library import Pipe, on_end
 from tidewire.transports.rabbitmq.line import Line, open_line
 from tidewire.transports.rabbitmq.names import (
     MEMBERS,
@@ -77,6 +78,8 @@ class Member:
         self._loop = asyncio.get_running_loop()
         self._circle = Circle("", ())
         self._control: Outlet | None = None
+        self._words: Pipe | None = None
+        self._unheard: list[str] = []
         self._say: list[tuple[str, str, Word]] = []
         self._ask_at = self._refresh_at = 0.0
         self._cancelled: list[str] = []
@@ -95,34 +98,37 @@ class Member:
         me = member_queue(f"{self._clock.now_us():017d}.{self._ids.event_id()[-12:]}")
         there = False
         try:
-            control = await self._appear(line, me)
+            control = await open_outlet(line)
+            words = await self._appear(line, me)
             there = True
         finally:
             if not there:
                 await line.close()
         self._circle = Circle(me, list(subscription.topics))
-        self.line, self._control = line, control
+        self.line, self._control, self._words = line, control, words
         line.on_end(partial(self._ended, line))
-        on_end(control.pipe, line.cut)
-        control.pipe.on_consumer_cancel_callbacks.add(self._was_cancelled)
+        for pipe in (control.pipe, words):
+            on_end(pipe, line.cut)
+            pipe.on_consumer_cancel_callbacks.add(self._was_cancelled)
         self._say = [(MEMBERS, subscription.group, Word(known=self._circle.known))]
         self._refresh_at = self._loop.time() + _REFRESH
         self.certain = True
 
-    async def _appear(self, line: Line, me: str) -> Outlet:
-        """Make the queue by which we are there."""
-        control = await open_outlet(line)
-        pipe = control.pipe
+    async def _appear(self, line: Line, me: str) -> Pipe:
+        """Make the queue by which we are there, and the channel for what we say and hear."""
+        pipe = await line.pipe()
         await line.ask(pipe.queue_declare(me, exclusive=True, auto_delete=True))
         await line.ask(pipe.queue_bind(me, MEMBERS, self.subscription.group))
         await line.ask(pipe.give(me, self._listen, tag="words", no_ack=True))
-        return control
+        self._unheard = []
+        pipe.on_return = self._came_back
+        return pipe
 
     def _ended(self, line: Line) -> None:
         """The connection is gone: everything on it is lost."""
         if self.line is not line:
             return
-        self.line = self._control = None
+        self.line = self._control = self._words = None
         lanes, self.lanes = list(self.lanes.values()), {}
         for lane in lanes:
             self._lost(lane)
@@ -202,19 +208,32 @@ class Member:
             self._ask_at = now + self._rest
             if (neighbour := self._circle.next()) is not None:
                 said.append(("", neighbour, Word(known=self._circle.known)))
-        confirms = await self._post(
-            [bare(exchange, key, body=word.encoded(), name=self._name()) for exchange, key, word in said]
-        )
-        gone = [key for (exchange, key, _), confirm in zip(said, confirms, strict=True)
-                if confirm == "returned" and not exchange and key in self._circle.known]  # fmt: skip
+        await self._tell(said)
+        gone, self._unheard = [name for name in self._unheard if name in self._circle.known], []
         if self._circle.lose(gone):
             self._say.append((MEMBERS, self.subscription.group, Word(gone=gone)))
             self.news.set()
 
     async def depart(self) -> None:
         """Be there no more for the others, who take over what is free."""
-        word = Word(gone=[self._circle.me])
-        await self._post([bare(MEMBERS, self.subscription.group, body=word.encoded(), name=self._name())])
+        await self._tell([(MEMBERS, self.subscription.group, Word(gone=[self._circle.me]))])
+
+    async def _tell(self, said: Sequence[tuple[str, str, Word]]) -> None:
+        """Say what is to be said; on return it is known whose queue is gone.
+
+        It is not waited for a confirm: that is late while the node of one that is to hear it stands still.
+        """
+        line, words = self._here(), self._words
+        if not said or words is None:
+            return
+        parcels = [bare(exchange, key, body=word.encoded(), name=self._name()) for exchange, key, word in said]
+        line.write(publish_frames(words.number, parcels, line.body_max))
+        await line.ask(words.basic_qos(prefetch_count=0))
+
+    def _came_back(self, message: DeliveredMessage) -> None:
+        delivered = message.delivery
+        if isinstance(delivered, spec.Basic.Return) and not delivered.exchange:
+            self._unheard.append(delivered.routing_key or "")
 
     async def _post(self, parcels: Sequence[Parcel]) -> list[Confirm]:
         control = self._control

@@ -70,10 +70,11 @@ class Topology:
             return changes + [await self._group(line, spec) for spec in groups]
 
     async def _begin(self, line: Line) -> None:
-        """Make what all topics share."""
+        """Make what all topics share. No node of a cluster is the only one that has it."""
+        nothing: ArgumentsType = {**self._quorum(_FOR_EVER), "x-max-length": 0}
         async with line.a_pipe() as pipe:
             await line.ask(pipe.exchange_declare(MEMBERS, exchange_type="direct", durable=True))
-            await line.ask(pipe.queue_declare(NOBODY, durable=True, arguments={"x-max-length": 0}))
+            await line.ask(pipe.queue_declare(NOBODY, durable=True, arguments=nothing))
         await self._catalogue.make(line)
 
     # --- topics ---------------------------------------------------------------------------------------------------
