@@ -33,7 +33,8 @@ billing = Service("billing")
 async def opened(service):
     open(f"up-{__import__('os').getpid()}", "w").close()
     yield {}
-    open(f"down-{__import__('os').getpid()}", "w").close()
+    with open(f"down-{__import__('os').getpid()}", "w") as note:
+        note.write(str(__import__('gc').get_freeze_count()))
 
 @billing.on(OrderPlaced)
 async def charge(order: OrderPlaced, context: Context) -> None:
@@ -136,6 +137,8 @@ def test_a_service_runs_until_sigterm_and_drains(project: Path, start: Start) ->
     assert sorted(str(n) for n in range(20)) == sorted(order for order, _ in charged(project))
     events = [json.loads(line)["event"] for line in said.splitlines()]
     assert {"tidewire.service.started", "tidewire.service.drained"} <= set(events)
+    (note,) = project.glob("down-*")
+    assert int(note.read_text()) > 1_000, "the collector goes through all that was loaded"
 
 
 def test_workers_share_the_work_and_drain(project: Path, start: Start) -> None:

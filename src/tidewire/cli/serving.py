@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from contextlib import AsyncExitStack
 
 from tidewire.config import Settings, open_store, open_transport
@@ -36,6 +37,8 @@ async def serve(service: Service, settings: Settings, *, parts: Parts | None = N
         store = None
         if settings.store:
             store = await stack.enter_async_context(open_store(settings.store, provision=settings.provision))
+        gc.collect()
+        gc.freeze()  # what was loaded stays until the end: the collector need not go through it again and again
         await serve_until_signal(
             service, transport=transport, store=store, options=options, parts=parts, probe=settings.probe_address()
         )
