@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import kafka_server as kafka
 import pytest
 import rabbitmq_server as rabbitmq
+from hypothesis import HealthCheck, settings
 from postgres_server import VARIABLE, NoServer, private_server
 
 from tidewire.testing.servers.processes import given_or
@@ -29,6 +30,10 @@ pytest.register_assert_rewrite(
     "tidewire.testing.stores",
     "tidewire.testing.transports",
 )
+
+# A property that holds does so on a busy machine too: how long an example takes is no part of it.
+settings.register_profile("unhurried", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
