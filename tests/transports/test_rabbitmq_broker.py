@@ -171,6 +171,22 @@ async def test_everybody_who_looks_sees_all(rabbitmq_server: RabbitServer) -> No
 
 
 @on_a_loop
+async def test_what_is_removed_does_not_come_back(rabbitmq_server: RabbitServer) -> None:
+    """However many dead letters are removed at once, and wherever they lie, they are gone and the others are not: a
+    channel keeps acks back that are many, and forgets them when it is closed."""
+    topic = fresh()
+    channel = DeadChannel(topic, "billing")
+    async with opened(rabbitmq_server.url, topic) as transport:
+        await transport.publish([msgspec.structs.replace(event(topic, number), to=channel) for number in range(160)])
+        found = await transport.browse(channel, limit=200)
+        assert 80 == await transport.remove(channel, [one.position for one in found[1::2]])
+        left = await transport.browse(channel, limit=200)
+        assert [one.position for one in found[0::2]] == [one.position for one in left]
+        assert 80 == await transport.remove(channel, [one.position for one in found])
+        assert 0 == (await transport.stats(topic, "billing")).dead
+
+
+@on_a_loop
 async def test_dead_letters_that_are_shown_are_not_counted_as_gone(rabbitmq_server: RabbitServer) -> None:
     """While somebody has dead letters in hand nobody can tell how many there are, and nobody says that there are none;
     once they are given back all are counted, by others too."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import msgspec
 from aiormq.abc import DeliveredMessage
@@ -13,18 +13,40 @@ from tidewire.transports.rabbitmq.looking import look_at
 from tidewire.transports.rabbitmq.names import dead_queue
 from tidewire.transports.rabbitmq.wire import read_message
 
-__all__ = ["letters"]
+__all__ = ["letters", "removed"]
 
 
-async def letters(desk: Desk, channel: DeadChannel, name: str, *, remove: Collection[str] = ()) -> list[Browsed]:
-    """Take all dead letters, ack those to *remove*, give back the rest, and return them all in order.
+async def letters(desk: Desk, channel: DeadChannel, name: str) -> list[Browsed]:
+    """Take all dead letters, give them back, and return them in order.
 
     *name* is one that nothing else has.
 
     Raises:
         TransportUnavailable: somebody else has been looking for too long.
     """
+    found, _ = await _look(desk, channel, name, remove=())
+    return found
 
+
+async def removed(desk: Desk, channel: DeadChannel, names: Callable[[], str], *, wanted: Collection[str]) -> int:
+    """Remove the dead letters at the positions *wanted*, and return how many there were. *names* makes names that
+    nothing else has.
+
+    Raises:
+        TransportUnavailable: somebody else has been looking for too long; some may be gone.
+    """
+    count = 0
+    for _ in range(len(wanted) + 1):  # each look removes one at least, where one is there
+        found, gone = await _look(desk, channel, names(), remove=wanted)
+        count += len(gone)
+        if len(gone) == sum(one.position in wanted for one in found):
+            break
+    return count
+
+
+async def _look(
+    desk: Desk, channel: DeadChannel, name: str, *, remove: Collection[str]
+) -> tuple[list[Browsed], list[Browsed]]:
     def letter(message: DeliveredMessage) -> Browsed:
         read = read_message(channel, message.header.properties, message.body)
         position = f"{read.stored_at or 0:017d}.{read.name.rpartition('.')[2] or '0'}"
@@ -35,4 +57,5 @@ async def letters(desk: Desk, channel: DeadChannel, name: str, *, remove: Collec
 
     queue = dead_queue(channel.topic, channel.group)
     line, seconds = await desk.line(), desk.settings.timeout
-    return [letter(one) for one in await look_at(line, queue, name=name, seconds=seconds, remove=goes)]
+    found, gone = await look_at(line, queue, name=name, seconds=seconds, remove=goes)
+    return [letter(one) for one in found], [letter(one) for one in gone]

@@ -28,7 +28,7 @@ from tidewire.model import (
 )
 from tidewire.protocols import Clock
 from tidewire.transports.rabbitmq.catalogue import Catalogue
-from tidewire.transports.rabbitmq.dead import letters
+from tidewire.transports.rabbitmq.dead import letters, removed
 from tidewire.transports.rabbitmq.frames import bare
 from tidewire.transports.rabbitmq.gossip import Count, Word, heard
 from tidewire.transports.rabbitmq.journal import Journal
@@ -241,8 +241,7 @@ class RabbitInspector(ABC):
             raise TransportRefused("only dead letters can be removed")
         await self._demand(channel)
         wanted = {_position(position) for position in positions}
-        found = await letters(self._desk, channel, self._copy_name(), remove=wanted)
-        return sum(one.position in wanted for one in found)
+        return await removed(self._desk, channel, self._copy_name, wanted=wanted)
 
     async def seek(self, topic: str, group: str, *, to: int | str | datetime) -> None:
         """There is no way back.

@@ -52,7 +52,7 @@ class Journal:
         """Return the records that were added since the last time, with their numbers; None if there is no queue."""
         name = f"{self._name}-{next(self._looks)}"
         try:
-            found = await look_at(line, self._queue, name=name, seconds=self._timeout, remove=_none)
+            found, _ = await look_at(line, self._queue, name=name, seconds=self._timeout, remove=_none)
         except TransportRefused as error:
             if isinstance(error.__cause__, ChannelNotFoundEntity):
                 return None

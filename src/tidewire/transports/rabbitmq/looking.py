@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from itertools import takewhile
 
 from aiormq.abc import DeliveredMessage
 
@@ -28,16 +29,20 @@ _SEEN_MAX = 65_535
 """More are not given to one who acks nothing: without saying so, RabbitMQ would stop at 2000."""
 _MARK = "mark"
 """The content type of a mark."""
+_ACKS_MAX = 24
+"""A channel of RabbitMQ passes on 32 acks that no answer has come for. What is above waits in it, and is lost when the
+channel is closed. All up to one message are one ack."""
 _SOON, _LATEST = 0.05, 2.0
 """Seconds after which who has not seen its mark writes another: at first, and at last."""
 
 
 async def look_at(
     line: Line, queue: str, *, name: str, seconds: float, remove: Callable[[DeliveredMessage], bool]
-) -> list[DeliveredMessage]:
-    """Take all of *queue*, ack what is to be removed, give back the rest, and return it all in order.
+) -> tuple[list[DeliveredMessage], list[DeliveredMessage]]:
+    """Take all of *queue*, ack what is to be removed, give back the rest; return it all in order, and what was acked.
 
-    More than 65,535 are not seen: what lies behind them is, when some of these are removed.
+    More than 65,535 are not seen: what lies behind them is, when some of these are removed. Where much is to be removed
+    that does not lie at the front, it is not all acked: look again.
 
     *name* is one that nothing else has.
 
@@ -57,11 +62,19 @@ async def look_at(
             raise TransportUnavailable(f"somebody else has been looking at {queue} for too long") from None
         marks = [one for one in look.taken if one.header.properties.content_type == _MARK and not one.body]
         found = [one for one in look.taken if one not in marks]
-        gone = [*marks, *(one for one in found if remove(one))]
-        line.write(ack_frames(outlet.pipe.number, 0, [one.delivery_tag or 0 for one in gone]))
-        return found
+        gone = {_tag(one) for one in (*marks, *(one for one in found if remove(one)))}
+        front = list(takewhile(gone.__contains__, map(_tag, look.taken)))
+        ours = set(map(_tag, marks))  # first of all, or they would be counted
+        single = sorted(gone.difference(front), key=lambda tag: (tag not in ours, tag))[:_ACKS_MAX]
+        line.write(ack_frames(outlet.pipe.number, front[-1] if front else 0, single))
+        acked = {*front, *single}
+        return found, [one for one in found if _tag(one) in acked]
     finally:
         await line.close_pipe(outlet.pipe)  # which gives back what was not acked, and does so after the acks
+
+
+def _tag(message: DeliveredMessage) -> int:
+    return message.delivery_tag or 0
 
 
 class _Look:
