@@ -39,6 +39,7 @@ CAMPAIGNS = {
     "kills": Campaign("kills", "kills", 10_000),
     "storms": Campaign("kafka_storm", "brokers killed", 1_000),
     "rabbitmq-storms": Campaign("rabbitmq_storm", "brokers killed", 200),
+    "rabbitmq-cluster-storms": Campaign("rabbitmq_cluster_storm", "nodes killed", 200),
     "relays": Campaign("relay_fleet", "events relayed by a fleet", 100_000),
     "outbox": Campaign("outbox_rounds", "rows committed out of order", 1_000_000),
     "hostile": Campaign("hostile", "hostile messages", 100_000),
