@@ -124,7 +124,7 @@ async def _read_all(
     groups = await inspector.groups()
     places: list[Topic | InboxChannel | DeadChannel] = [Topic(topic.name) for topic in await inspector.topics()]
     places += [InboxChannel(group.topic, group.group) for group in groups]
-    places += [DeadChannel(group.topic, group.group) for group in groups]
+    places += [DeadChannel(group.topic, group.group) for group in groups if group.stats.dead != 0]
     for place in places:
         after: int | str | None = None
         while page := await inspector.browse(place, after=after, limit=_PAGE):
