@@ -78,9 +78,13 @@ def test_a_signal_ends_what_follows(here: str, tmp_path: Path) -> None:
 
 
 def test_what_is_missing_is_named(here: str, tmp_path: Path) -> None:
-    """A topic on neither side, or on one alone, is named with the fix; nothing is made or copied."""
+    """A broker that is not there, and a topic on neither side or on one alone, is named with the fix; nothing is made
+    or copied."""
     there = f"sqlite:///{tmp_path}/there.db"
     asyncio.run(publish(here, range(1)))
+    assert "no broker file" in bridged(here, there, "--topic", TOPIC, code=exits.USAGE)["said"]
+    assert not (tmp_path / "there.db").exists()
+    (tmp_path / "there.db").touch()
     assert "no topic bridged.else" in bridged(here, there, "--topic", "bridged.else", code=exits.USAGE)["said"]
     assert "--provision" in bridged(here, there, "--topic", TOPIC, code=exits.USAGE)["said"]
     assert "one broker" in bridged(here, here, "--topic", TOPIC, code=exits.USAGE)["said"]
