@@ -39,12 +39,9 @@ __all__ = ["Asker", "Place", "Record", "Span"]
 T = TypeVar("T")
 K = TypeVar("K")
 Place = tuple[str, int]
-_STEP, _GLANCE = 0.05, 0.25
-_OPEN = 0.25
+_STEP, _GLANCE, _OPEN = 0.05, 0.25, 0.25
 _END = 5.0  # with a question to a dead coordinator open, librdkafka may wait for ever
-_LOOK = 2.0
-_ONE = 3.0  # seconds for one of several brokers, and for a coordinator at first
-_THREADS = 4
+_LOOK, _ONE, _THREADS = 2.0, 3.0, 4  # _ONE: seconds for one of several brokers, and for a coordinator at first
 _TRIES = 20  # a topic that was just created may be unknown to the broker that is asked
 _SOON = frozenset(
     {
@@ -336,23 +333,26 @@ class Asker:
 
     # --- offsets --------------------------------------------------------------------------------------------------
 
-    async def offsets(self, places: Iterable[Place], spec: OffsetSpec) -> dict[Place, int]:
-        """Return an offset of each partition: its first, its end, or the first at or after a time."""
+    async def offsets(self, places: Iterable[Place], spec: OffsetSpec, *, least: int = -1) -> dict[Place, int]:
+        """Return an offset of each partition: its first, its end, or the first at or after a time (-1: there is none).
+        It is asked again while one is below *least*: a broker that has just come up may not know."""
         wanted = {TopicPartition(log, partition): spec for log, partition in places}
 
         def ask(admin: AdminClient) -> dict[Place, int]:
             found = self._all(admin, admin.list_offsets(wanted))
+            if any(result.offset < least for result in found.values()):
+                raise KafkaException(KafkaError(KafkaError.OFFSET_NOT_AVAILABLE))
             return {(place.topic, place.partition): result.offset for place, result in found.items()}
 
         return await self._ask(ask, "asking for offsets") if wanted else {}
 
     async def ends(self, places: Iterable[Place]) -> dict[Place, int]:
         """Return where each partition ends."""
-        return await self.offsets(places, latest())
+        return await self.offsets(places, latest(), least=0)
 
     async def begins(self, places: Iterable[Place]) -> dict[Place, int]:
         """Return where each partition begins."""
-        return await self.offsets(places, earliest())
+        return await self.offsets(places, earliest(), least=0)
 
     async def committed(self, wanted: Mapping[str, Sequence[Place]]) -> dict[str, dict[Place, tuple[int, str | None]]]:
         """Return, for each group, the committed offset and metadata of each of its partitions that has one."""
