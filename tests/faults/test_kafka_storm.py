@@ -39,8 +39,8 @@ def test_a_storm_loses_nothing_repeats_nothing_and_keeps_every_order() -> None:
 @pytest.mark.parametrize(("plant", "said"), [("no-mark", "C5"), ("gap-commit", "C2")])
 def test_a_storm_sees_a_planted_fault(plant: str, said: str) -> None:
     """An effect without its mark repeats; what was committed before it was settled is lost: the checkers say so."""
-    for seed in range(1, 4):
+    for seed in range(1, 9):  # one in two hits a handler in the instant that tells
         violations = storm(seed, deaths=2, plant=plant).violations
         if any(said in violation for violation in violations):
             return
-    pytest.fail(f"{plant}: nothing was seen in 3 storms")
+    pytest.fail(f"{plant}: nothing was seen in 8 storms")
