@@ -155,8 +155,7 @@ class Schedule(Generic[W]):
         if work.state in ("new", "freed", "withdrawn"):
             return
         work.state = "freed"
-        if self._exclusive is work:
-            self._exclusive = None
+        self._end_exclusive(work)
         key = work.key
         if key is None:
             return

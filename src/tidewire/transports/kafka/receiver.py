@@ -15,6 +15,7 @@ import msgspec
 
 from tidewire.errors import TransportClosed, TransportError, TransportUnavailable
 from tidewire.kit.threads import apart
+from tidewire.kit.waits import happens
 from tidewire.model import (
     ZERO,
     Address,
@@ -170,11 +171,7 @@ class KafkaReceiver:
         end = self._loop.time() + self.subscription.grace.total_seconds()
         while self._unsettled and self._failure is None and (rest := end - self._loop.time()) > 0:
             self._calm.clear()
-            try:
-                async with asyncio.timeout(rest):
-                    await self._calm.wait()
-            except TimeoutError:
-                return
+            await happens(self._calm, rest)
 
     async def leave(self) -> None:
         """Give everything back uncounted, leave the group, and end the threads. Bounded: a broker that does not answer
