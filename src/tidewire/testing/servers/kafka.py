@@ -20,10 +20,9 @@ from pathlib import Path
 
 from tidewire.testing.servers.processes import (
     NoServer,
-    ended,
+    OwnProcess,
     free_port,
     launched,
-    stand_still,
     started,
     wait_until_ready,
 )
@@ -90,7 +89,7 @@ _PROPERTIES = {
 
 
 @dataclass
-class KafkaServer:
+class KafkaServer(OwnProcess):
     """One broker in *folder*. *settings* go into its configuration.
 
     *id* and *voters* make it one of a cluster. Besides the plain listener it has one on *behind_port* that tells its
@@ -120,12 +119,6 @@ class KafkaServer:
     def url(self) -> str:
         """The URL by which tidewire opens it."""
         return f"kafka://{self.address}"
-
-    @property
-    def pid(self) -> int:
-        """The process that runs."""
-        assert self._process is not None, "it has been started"
-        return self._process.pid
 
     def create(self) -> None:
         """Write the configuration and format the data folder."""
@@ -185,36 +178,10 @@ class KafkaServer:
             self._process, lambda: _answers(self.port), name="Apache Kafka", folder=self.folder, seconds=_READY_MAX
         )
 
-    def stop(self) -> None:
-        """End it in good order; nothing if it does not run."""
-        self._end(signal.SIGTERM)
-
-    def kill(self) -> None:
-        """Kill it as a crash would."""
-        self._end(signal.SIGKILL)
-
-    def pause(self) -> None:
-        """Let it stand still; every thread of it does on return."""
-        stand_still(self.pid)
-
-    def resume(self) -> None:
-        """Let it go on."""
-        os.kill(self.pid, signal.SIGCONT)
-
-    def remove(self) -> None:
-        """Kill it and delete everything."""
-        self.kill()
-        shutil.rmtree(self.folder, ignore_errors=True)
-
     def _java(self) -> list[str]:
         java, libs = _find_java(), fetched()
         flags = (f"-Xmx{self.heap_mib}m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto")
         return [java, *flags, "-Dlog4j2.configurationFile=log4j2.properties", "-cp", f"{libs}/*"]
-
-    def _end(self, how: signal.Signals) -> None:
-        if self._process is not None:
-            ended(self._process, how)
-            self._process = None
 
 
 def _jaas() -> str:

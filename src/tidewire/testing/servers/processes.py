@@ -21,13 +21,13 @@ __all__ = [
     "OURSELVES",
     "Account",
     "NoServer",
+    "OwnProcess",
     "Server",
     "ended",
     "free_port",
     "given_or",
     "is_alive",
     "launched",
-    "stand_still",
     "started",
     "wait_until_gone",
     "wait_until_heard",
@@ -177,14 +177,6 @@ def wait_until_ready(
         time.sleep(0.02)
 
 
-def stand_still(pid: int) -> None:
-    """Pause the process *pid*: every thread of it stands still on return. SIGCONT lets it go on."""
-    os.kill(pid, signal.SIGSTOP)
-    for task in Path(f"/proc/{pid}/task").glob("*/stat"):
-        while task.read_text().rpartition(")")[2].split()[0] != "T":
-            time.sleep(0.001)
-
-
 def ended(process: subprocess.Popen[bytes], how: signal.Signals, *, seconds: float = 20.0) -> None:
     """End *process* by the signal *how*, paused or not; kill it if it has not ended after so many *seconds*."""
     if process.poll() is None:
@@ -196,6 +188,49 @@ def ended(process: subprocess.Popen[bytes], how: signal.Signals, *, seconds: flo
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+
+
+class OwnProcess:
+    """A server that is one process of ours, whose *folder* holds all that it has. Starting it sets `_process`."""
+
+    folder: Path
+    _process: subprocess.Popen[bytes] | None
+
+    @property
+    def pid(self) -> int:
+        """The process that runs."""
+        assert self._process is not None, "it does not run"
+        return self._process.pid
+
+    def stop(self) -> None:
+        """End it in good order; nothing if it does not run."""
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Kill it as a crash would."""
+        self._end(signal.SIGKILL)
+
+    def pause(self) -> None:
+        """Let it stand still; every thread of it does on return."""
+        pid = self.pid
+        os.kill(pid, signal.SIGSTOP)
+        for task in Path(f"/proc/{pid}/task").glob("*/stat"):
+            while task.read_text().rpartition(")")[2].split()[0] != "T":
+                time.sleep(0.001)
+
+    def resume(self) -> None:
+        """Let it go on."""
+        os.kill(self.pid, signal.SIGCONT)
+
+    def remove(self) -> None:
+        """Kill it and delete everything."""
+        self.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _end(self, how: signal.Signals) -> None:
+        if self._process is not None:
+            ended(self._process, how)
+            self._process = None
 
 
 def started(kind: str, make: Callable[[Path], S], *, outlives: bool = False) -> S:

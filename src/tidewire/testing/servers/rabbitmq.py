@@ -22,10 +22,10 @@ from pathlib import Path
 
 from tidewire.testing.servers.processes import (
     NoServer,
+    OwnProcess,
     ended,
     free_port,
     launched,
-    stand_still,
     started,
     wait_until_ready,
 )
@@ -46,7 +46,7 @@ _START = 'setpriv --pdeathsig KILL "$1" -port "$ERL_EPMD_PORT" -address 127.0.0.
 
 
 @dataclass
-class RabbitServer:
+class RabbitServer(OwnProcess):
     """One node in *folder*. *settings* go into its ``rabbitmq.conf``; with *tls* it has a second listener.
 
     *root*: where the packages lie that bring its programs, unpacked as Debian's are; installed ones lie under ``/``.
@@ -92,12 +92,6 @@ class RabbitServer:
     def authority(self) -> Path:
         """The certificate that a client must trust."""
         return self.folder / "certificate.pem"
-
-    @property
-    def pid(self) -> int:
-        """The process that runs."""
-        assert self._process is not None, "it does not run"
-        return self._process.pid
 
     def url_of(self, user: str, password: str, *, port: int = 0) -> str:
         """Return the URL of *user*, at *port* where a test has put a proxy."""
@@ -153,26 +147,10 @@ class RabbitServer:
         """Whether a broker speaks on every listener's port."""
         return _greets(self.port) and (not self.tls or _listens(self.tls_port))
 
-    def stop(self) -> None:
-        """End it in good order; nothing if it does not run."""
-        self._end(signal.SIGTERM)
-
-    def kill(self) -> None:
-        """Kill it as a crash would."""
-        self._end(signal.SIGKILL)
-
     def restart(self) -> None:
         """Stop it and start it again, on the same ports and data."""
         self.stop()
         self.start()
-
-    def pause(self) -> None:
-        """Let it stand still; every thread of it does on return."""
-        stand_still(self.pid)
-
-    def resume(self) -> None:
-        """Let it go on."""
-        os.kill(self.pid, signal.SIGCONT)
 
     def raise_disk_alarm(self) -> None:
         """Let it believe that the disk is full: it blocks whoever publishes until `clear_disk_alarm`."""
@@ -227,11 +205,6 @@ class RabbitServer:
         """Delete what it has stored, and kill it if it runs: it comes back as a node that nobody knows."""
         self.kill()
         shutil.rmtree(self.folder / "data", ignore_errors=True)
-
-    def remove(self) -> None:
-        """Kill it and delete everything."""
-        self.kill()
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     def mapper(self) -> str:
         """Return Erlang's port mapper.
@@ -315,11 +288,6 @@ class RabbitServer:
             "ssl_options.certfile": str(self.authority),
             "ssl_options.keyfile": str(key),
         }
-
-    def _end(self, how: signal.Signals) -> None:
-        if self._process is not None:
-            ended(self._process, how)
-            self._process = None
 
 
 _RIGHTS = ("configure", "write", "read")
